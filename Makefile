@@ -1,0 +1,35 @@
+# `make help` lists the targets. Each does its own set-up; the second time it is quick.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test unit check bench head clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: $(STAMP) ## start the filter: SMTP on 127.0.0.1:10025, mail goes into run/Maildir
+	$(BIN)/spamguard --config docs/newcomer.toml serve
+
+test: $(STAMP) ## unit tests, then integration tests (those without their real part are skipped, with the reason)
+	$(BIN)/python -m pytest -q -m "not integration"
+	$(BIN)/python -m pytest -q -m integration
+
+unit: $(STAMP) ## the unit tests alone
+	$(BIN)/python -m pytest -q -m "not integration"
+
+check: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what was built (not your mail in run/)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The daemon: asyncio, protocols and the file system around the filter."""

@@ -1,0 +1,277 @@
+"""The one TOML file as frozen models: defaults, then the file, checked once; every value knows where it came from."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError
+
+Action = Literal["tag", "pass", "reject"]
+Network = IPv4Network | IPv6Network
+
+SYSTEM_FILE = Path("/etc/spamguard/spamguard.toml")
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class EncoderTable(Table):
+    """Which BERT reads the mail, and how."""
+
+    model: str = Field("embedded", description="`embedded`, a folder with a BERT-family checkpoint, or a hub name")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="hidden states to pool, 0 is the embedding layer; empty: first, middle and last"
+    )
+    pooling: Literal["mean", "cls"] = Field("mean", description="mean over the tokens, or the [CLS] state alone")
+    max_tokens: int = Field(256, ge=8, le=8192, description="tokens of a message that the encoder reads")
+    threads: int = Field(0, ge=0, description="CPU threads of the encoder; 0 leaves it to torch")
+    allow_download: bool = Field(False, description="a hub name may be fetched from the network")
+
+
+class HeadTable(Table):
+    """Which head judges, and from which probabilities on."""
+
+    path: Path | None = Field(None, description="a head's folder; unset: the last retrained one, else the shipped one")
+    spam: float | None = Field(None, gt=0, le=1, description="cut-off for `spam`; unset: the head's own")
+    unsure: float | None = Field(None, gt=0, le=1, description="cut-off for `unsure`; unset: the head's own")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> HeadTable:
+        if self.spam is not None and self.unsure is not None and self.unsure > self.spam:
+            raise ValueError(f"unsure = {self.unsure} must not be above spam = {self.spam}")
+        return self
+
+
+class PolicyTable(Table):
+    """What is done with each label: `tag` (our headers), `pass` (unchanged), `reject` (550, before the queue only)."""
+
+    ham: Literal["tag", "pass"] = Field("tag", description="what is done with ham")
+    unsure: Literal["tag", "pass"] = Field("tag", description="what is done with mail in the band between")
+    spam: Action = Field("tag", description="what is done with spam; `reject` only before the queue")
+    on_failure: Literal["pass", "tempfail"] = Field(
+        "pass", description="mail that could not be scored: pass it marked as unscored, or answer 451"
+    )
+
+
+class ListenTable(Table):
+    """Where the proxy listens."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(10025, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    hostname: str = Field("", description="our name in greeting and EHLO; empty: the machine's")
+    allow_from: tuple[Network, ...] = Field(
+        (), description="networks that may connect; required when host is not loopback"
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        host = "127.0.0.1" if value == "localhost" else value
+        ip_address(host)
+        return host
+
+    @field_validator("allow_from", mode="before")
+    @classmethod
+    def _networks(cls, value: Any) -> Any:
+        return tuple(ip_network(item, strict=False) for item in value) if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _no_open_relay(self) -> ListenTable:
+        if not ip_address(self.host).is_loopback and not self.allow_from:
+            raise ValueError(f"host = {self.host!r} is not loopback: allow_from must list who may connect")
+        return self
+
+
+class NextHopTable(Table):
+    """The SMTP server that takes the mail from us. Without one, mail goes into the Maildir below."""
+
+    host: str = Field("", description="next hop; empty: deliver into `maildir.path`")
+    port: int = Field(10026, ge=1, le=65535, description="port of the next hop")
+    connect_timeout_s: float = Field(30, gt=0, description="time to connect")
+    reply_timeout_s: float = Field(100, gt=0, description="time to wait for the reply to a command")
+    data_timeout_s: float = Field(300, gt=0, description="time to wait for the reply to the final dot")
+
+
+class MaildirTable(Table):
+    """The Maildir that takes the mail when no next hop is set."""
+
+    path: Path | None = Field(None, description="the Maildir; unset: `Maildir` in the state folder")
+    junk: str = Field(".Junk", description="folder for spam, created when missing; empty: everything into the inbox")
+
+    @field_validator("junk")
+    @classmethod
+    def _maildir_folder(cls, value: str) -> str:
+        if value and (not value.startswith(".") or "/" in value or "\0" in value or value in {".", ".."}):
+            raise ValueError(f"{value!r} is no Maildir++ folder: it must begin with a dot and hold no slash")
+        return value
+
+
+class BatchTable(Table):
+    """How messages are grouped for the encoder."""
+
+    max_tokens: int = Field(8192, ge=256, description="padded tokens in one batch")
+    patience_ms: float = Field(4, ge=0, description="how long a batch waits for company")
+    queue: int = Field(1000, ge=1, description="messages that may wait; more are failed as overload")
+    deadline_s: float = Field(20, gt=0, description="time in which a message must be scored")
+
+
+class LimitsTable(Table):
+    """Where we stop."""
+
+    message_bytes: int = Field(33_554_432, ge=65_536, description="largest message accepted")
+    recipients: int = Field(1000, ge=1, description="recipients of one message")
+    connections: int = Field(200, ge=1, description="connections at once")
+    idle_s: float = Field(300, gt=0, description="silence after which a client is dropped")
+    shutdown_s: float = Field(30, gt=0, description="time that open transactions get at shutdown")
+
+
+class LogTable(Table):
+    """What the daemon writes to standard error."""
+
+    format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on a terminal, else JSON")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity written")
+    addresses: bool = Field(True, description="write envelope addresses into the log")
+
+
+class Config(Table):
+    """The whole configuration. Relative paths are taken from the file's folder."""
+
+    state_dir: Path = Field(Path(), description="heads and cached encoder output")
+    encoder: EncoderTable = EncoderTable()
+    head: HeadTable = HeadTable()
+    policy: PolicyTable = PolicyTable()
+    listen: ListenTable = ListenTable()
+    next_hop: NextHopTable = NextHopTable()
+    maildir: MaildirTable = MaildirTable()
+    batch: BatchTable = BatchTable()
+    limits: LimitsTable = LimitsTable()
+    log: LogTable = LogTable()
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Config:
+        hop = "127.0.0.1" if self.next_hop.host == "localhost" else self.next_hop.host
+        if hop and (hop, self.next_hop.port) == (self.listen.host, self.listen.port):
+            raise ValueError(f"next_hop is our own listener {hop}:{self.listen.port}")
+        return self
+
+    @property
+    def heads_dir(self) -> Path:
+        return self.state_dir / "heads"
+
+    @property
+    def maildir_path(self) -> Path:
+        return self.maildir.path or self.state_dir / "Maildir"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration, its file (None: defaults only), and the keys that the file sets."""
+
+    config: Config
+    file: Path | None
+    set_by_file: frozenset[str]
+
+    def values(self) -> Iterator[tuple[str, Any, str]]:
+        """(key, value, origin) of every value, in the order of the documentation."""
+        for name, table in self.config:
+            for key, value in table if isinstance(table, Table) else ((None, table),):
+                dotted = f"{name}.{key}" if key else name
+                yield dotted, value, str(self.file) if dotted in self.set_by_file else "default"
+
+
+def find_file(explicit: Path | None = None) -> Path | None:
+    """The file to read: the one asked for, else $SPAMGUARD_CONFIG, else the user's, else the system's."""
+    if explicit is not None:
+        return explicit
+    if named := os.environ.get("SPAMGUARD_CONFIG"):
+        return Path(named)
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return next((f for f in (home / "spamguard/spamguard.toml", SYSTEM_FILE) if f.is_file()), None)
+
+
+def default_state_dir() -> Path:
+    """systemd's $STATE_DIRECTORY, else the user's state folder (XDG Base Directory specification)."""
+    if state := os.environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/spamguard")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "spamguard"
+
+
+def load(explicit: Path | None = None) -> Loaded:
+    """Read and check the configuration.
+
+    Raises ConfigError, naming file and key, if the file cannot be read, is no TOML, holds an unknown key or a
+    value out of range.
+    """
+    file = find_file(explicit)
+    data: dict[str, Any] = {}
+    if file is not None:
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    set_by_file = frozenset(_dotted(data))
+    base = file.absolute().parent if file else Path.cwd()
+    data.setdefault("state_dir", str(default_state_dir()))
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{file or 'defaults'}: {_first(error)}") from error
+    return Loaded(_anchored(config, base), file, set_by_file)
+
+
+def _dotted(data: dict[str, Any]) -> Iterator[str]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{key}" for key in value)
+        else:
+            yield name
+
+
+def _anchored(config: Config, base: Path) -> Config:
+    """Relative paths, made absolute from the folder of the file."""
+    return config.model_copy(
+        update={
+            "state_dir": base / config.state_dir.expanduser(),
+            "head": _anchor(config.head, base),
+            "maildir": _anchor(config.maildir, base),
+            "encoder": _anchor_model(config.encoder, base),
+        }
+    )
+
+
+PathTable = TypeVar("PathTable", HeadTable, MaildirTable)
+
+
+def _anchor(table: PathTable, base: Path) -> PathTable:
+    return table if table.path is None else table.model_copy(update={"path": base / table.path.expanduser()})
+
+
+def _anchor_model(table: EncoderTable, base: Path) -> EncoderTable:
+    folder = base / Path(table.model).expanduser()
+    return table.model_copy(update={"model": str(folder)}) if folder.is_dir() else table
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = f" (not {given!r})" if isinstance(given, str | int | float | bool) else ""
+    more = len(error.errors()) - 1
+    return f"{key}: {message}{shown}" + (f" (and {more} more)" if more else "")

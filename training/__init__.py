@@ -1,0 +1,1 @@
+"""Offline work: labelled mail in, a fitted head out."""

@@ -41,7 +41,9 @@ class EncoderTable(Table):
 class HeadTable(Table):
     """Which head judges, and from which probabilities on."""
 
-    path: Path | None = Field(None, description="a head's folder; unset: the last retrained one, else the shipped one")
+    path: Path | None = Field(
+        None, description="a head's folder; unset: the last retrained one, else the shipped one"
+    )
     spam: float | None = Field(None, gt=0, le=1, description="cut-off for `spam`; unset: the head's own")
     unsure: float | None = Field(None, gt=0, le=1, description="cut-off for `unsure`; unset: the head's own")
 
@@ -53,7 +55,7 @@ class HeadTable(Table):
 
 
 class PolicyTable(Table):
-    """What is done with each label: `tag` (our headers), `pass` (unchanged), `reject` (550, before the queue only)."""
+    """What is done with a label: `tag` (our headers), `pass` (unchanged), `reject` (550; only before the queue)."""
 
     ham: Literal["tag", "pass"] = Field("tag", description="what is done with ham")
     unsure: Literal["tag", "pass"] = Field("tag", description="what is done with mail in the band between")

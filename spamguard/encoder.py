@@ -227,7 +227,9 @@ def _read_config(folder: Path) -> dict[str, str]:
     if not weights:
         raise EncoderError(f"{folder}: no .safetensors weights (pickled weights are refused)")
     digest = hashlib.sha256("".join(_sha256(file) for file in weights).encode()).hexdigest()
-    tokenizer = [f for name in ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model") if (f := folder / name).is_file()]
+    tokenizer = [
+        f for name in ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model") if (f := folder / name).is_file()
+    ]
     if not tokenizer:
         raise EncoderError(f"{folder}: no tokenizer (tokenizer.json or vocab.txt)")
     return {
@@ -255,7 +257,9 @@ def _load_tokenizer(folder: Path) -> Any:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)._tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )._tokenizer
     except Exception as error:  # the library raises its own bare Exception for a damaged file
         raise EncoderError(f"{folder}: the tokenizer cannot be read: {error}") from error
     # The file may ask for padding or for an early cut; both are ours to decide.

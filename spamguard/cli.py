@@ -1,0 +1,324 @@
+"""The command line. Heavy imports stand inside the commands, so that `spamguard --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import ScoringError, SpamguardError
+
+if TYPE_CHECKING:
+    from .config import Loaded
+    from .scorer import Scorer
+    from .verdict import Verdict
+
+ERROR = 2
+EXIT_CODES = {"ham": 0, "unsure": 3, "spam": 1}
+EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
+MESSAGES_A_BATCH = 32
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on standard error and exit code 2, never a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **kwargs) or 0)
+        except click.exceptions.Exit as leaving:
+            sys.exit(leaving.exit_code)
+        except click.Abort:
+            fail("interrupted")
+        except click.ClickException as error:
+            fail(error.format_message())
+        except SpamguardError as error:
+            fail(str(error))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(ERROR)
+
+
+def fail(message: str) -> NoReturn:
+    click.echo(f"spamguard: {' '.join(message.split())}", err=True)
+    sys.exit(ERROR)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spamguard")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Configuration file. Default: $SPAMGUARD_CONFIG, ~/.config/spamguard/spamguard.toml, "
+    "/etc/spamguard/spamguard.toml, else built-in defaults.",
+)
+@click.pass_context
+def main(context: click.Context, file: Path | None) -> None:
+    """A mail filter: a frozen BERT encoder with a small trained head on top.
+
+    \b
+    spamguard score message.eml          judge one message
+    spamguard retrain ~/Maildir          learn from what you filed
+    spamguard serve                      filter mail as it comes in by SMTP
+
+    Exit codes: 0 done, 2 error (one line on standard error). `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
+    """
+    context.obj = file
+
+
+def load_config(context: click.Context) -> Loaded:
+    from .config import load
+
+    return load(context.obj)
+
+
+def load_scorer(context: click.Context) -> Scorer:
+    from .scorer import Scorer
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if load_config(context).config.encoder.allow_download else "1")
+    return Scorer.from_config(load_config(context).config)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
+@click.option("--explain", is_flag=True, help="Show every message's reasons, ham too, and each part's share.")
+@click.option("--exit-code", is_flag=True, help="Exit with 0 ham, 1 spam, 3 unsure; the worst of several.")
+@click.pass_context
+def score(context: click.Context, paths: tuple[Path, ...], as_json: bool, explain: bool, exit_code: bool) -> None:
+    """Judge messages: files, folders of files, or - for standard input.
+
+    \b
+    spamguard score message.eml
+    spamguard score --explain message.eml
+    spamguard score --json ~/Maildir/new | jq .score
+    """
+    scorer = load_scorer(context)
+    worst, failed = "ham", False
+    waiting = iter(_messages(paths))
+    while batch := list(islice(waiting, MESSAGES_A_BATCH)):
+        read = [(path, raw) for path, raw in batch if isinstance(raw, bytes)]
+        for path, error in batch:
+            if not isinstance(error, bytes):
+                failed = True
+                click.echo(f"spamguard: {path}: {error.strerror}", err=True)
+        verdicts = scorer.score([scorer.prepare(raw) for _, raw in read], explain=explain)
+        for (path, _), verdict in zip(read, verdicts, strict=True):
+            worst = max(worst, verdict.label.value, key=["ham", "unsure", "spam"].index)
+            click.echo(json.dumps(_as_json(path, verdict)) if as_json else _as_line(path, verdict, explain))
+    context.exit(ERROR if failed else EXIT_CODES[worst] if exit_code else 0)
+
+
+@main.command("filter")
+@click.pass_context
+def filter_(context: click.Context) -> None:
+    """Read one message on standard input, write it with our headers to standard output.
+
+    For procmail, maildrop and sieve. A message that cannot be scored is written with `X-Spamguard: unscored`, or
+    with policy.on_failure = "tempfail" not at all and the exit code is 75. A wrong configuration exits with 2 and
+    writes the message unchanged, so that it is never lost.
+
+    \b
+    :0 fw
+    | spamguard filter
+    """
+    from . import headers
+
+    raw = sys.stdin.buffer.read()
+    out = raw
+    try:
+        on_failure = load_config(context).config.policy.on_failure
+        try:
+            scorer = load_scorer(context)
+            out = headers.stamp(headers.strip(raw), scorer.score([scorer.prepare(headers.strip(raw))])[0])
+        except ScoringError as error:
+            if on_failure == "tempfail":
+                click.echo(f"spamguard: {error}", err=True)
+                context.exit(EX_TEMPFAIL)
+            out = headers.stamp_unscored(headers.strip(raw), str(error))
+    finally:
+        if not isinstance(sys.exc_info()[1], click.exceptions.Exit):
+            sys.stdout.buffer.write(out)
+            sys.stdout.buffer.flush()
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--kind", type=click.Choice(["additive", "mlp"]), default="additive", show_default=True, help="Kind of head."
+)
+@click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
+@click.pass_context
+def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: bool, seed: int) -> None:
+    """Fit a new head on labelled mail and put it in service.
+
+    PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
+    `spam` at any depth, ham.mbox and spam.mbox, or a CSV with the columns label and text. Encoder output is kept, so
+    that the next time only new mail is encoded. A running daemon takes the new head on SIGHUP.
+
+    \b
+    spamguard retrain ~/Maildir
+    spamguard retrain corpus/           (corpus/ham/*, corpus/spam/*)
+    spamguard retrain messages.csv
+    """
+    from training.report import as_text
+    from training.retrain import retrain as run
+
+    from .encoder import load as load_encoder
+
+    config = load_config(context).config
+    encoder = load_encoder(config.encoder)
+    with _progress() as progress:
+        done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
+    _complain(done.complaints)
+    spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
+    click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
+    click.echo(as_text(done.figures))
+    cutoffs = done.bundle.cutoffs
+    click.echo(
+        f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
+    )
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@click.pass_context
+def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Figures of the head in service on labelled mail (the same kinds of path as retrain).
+
+    \b
+    spamguard evaluate ~/Maildir
+    spamguard evaluate --json corpus/ | jq .auc
+    """
+    from dataclasses import asdict
+
+    from training.evaluate import evaluate as run
+    from training.report import as_text
+
+    scorer = load_scorer(context)
+    with _progress() as progress:
+        found, complaints = run(paths, load_config(context).config, scorer, progress)
+    _complain(complaints)
+    click.echo(json.dumps({**asdict(found), "head": scorer.head_id}) if as_json else as_text(found))
+
+
+@main.command()
+@click.pass_context
+def serve(context: click.Context) -> None:
+    """Run the daemon: mail in by SMTP, judged, and on to the next hop or into a Maildir.
+
+    \b
+    SIGTERM  finish open transactions, then leave
+    SIGHUP   read head and cut-offs again, without dropping a connection
+    """
+    from service.daemon import run
+
+    run(load_config(context))
+
+
+@main.command("check-config")
+@click.pass_context
+def check_config(context: click.Context) -> None:
+    """Check the configuration, load the encoder and the head it names, and say what would be served."""
+    loaded = load_config(context)
+    scorer = load_scorer(context)
+    click.echo(
+        f"{loaded.file or 'built-in defaults'}: ok; encoder {scorer.encoder_id}, head {scorer.head_id}, "
+        f"unsure from {scorer.cutoffs.unsure}, spam from {scorer.cutoffs.spam}"
+    )
+
+
+@main.command("show-config")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: key -> value and origin.")
+@click.pass_context
+def show_config(context: click.Context, as_json: bool) -> None:
+    """Show every value of the configuration and where it came from."""
+    values = list(load_config(context).values())
+    if as_json:
+        shown = {key: {"value": _plain(value), "origin": origin} for key, value, origin in values}
+        click.echo(json.dumps(shown, indent=1))
+        return
+    for key, value, origin in values:
+        click.echo(f"{key} = {json.dumps(_plain(value))}  # {origin}")
+
+
+def _messages(paths: tuple[Path, ...]) -> Iterator[tuple[str, bytes | OSError]]:
+    """(name, bytes) of every message, or (name, error) of what cannot be read."""
+    for path in paths:
+        if str(path) == "-":
+            yield "-", sys.stdin.buffer.read()
+            continue
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        for file in files:
+            try:
+                yield str(file), file.read_bytes()
+            except OSError as error:
+                yield str(file), error
+
+
+def _as_json(path: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "path": path,
+        "score": round(verdict.probability, 6),
+        "label": verdict.label.value,
+        "cutoffs": {"unsure": verdict.cutoffs.unsure, "spam": verdict.cutoffs.spam},
+        "parts": {name: round(share, 4) for name, share in verdict.parts.items()},
+        "reasons": [{"part": r.part, "what": r.what, "logit": round(r.logit, 4)} for r in verdict.reasons],
+        "encoder": verdict.encoder,
+        "head": verdict.head,
+        "ms": round(verdict.milliseconds, 2),
+    }
+
+
+def _as_line(path: str, verdict: Verdict, explain: bool) -> str:
+    cutoffs = verdict.cutoffs
+    shown = verdict.reasons if explain else verdict.reasons[:3]
+    line = (
+        f"{path}: {verdict.label} {verdict.probability:.4f} (unsure {cutoffs.unsure:g}, spam {cutoffs.spam:g}; "
+        f"encoder {verdict.encoder}, head {verdict.head}, {verdict.milliseconds:.0f} ms)"
+    )
+    if not explain:
+        return line + "".join(f" {reason.what} {reason.logit:+.1f}" for reason in shown)
+    parts = "  ".join(f"{name} {share:+.2f}" for name, share in verdict.parts.items())
+    return "\n".join([line, f"  logit = {parts}", *(f"  {reason.logit:+6.2f}  {reason.what}" for reason in shown)])
+
+
+def _complain(complaints: Any) -> None:
+    for line in complaints:
+        click.echo(f"spamguard: {line}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A progress bar on a terminal; nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield told
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,139 @@
+"""Messages -> verdicts: parse, tokenise and count (`prepare`), then encode and judge a batch (`score`)."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import bundle, features
+from .bundle import Bundle
+from .config import Config
+from .encoder import Encoder, FloatArray, TokenIds
+from .encoder import load as load_encoder
+from .errors import ScoringError
+from .featurestore import Row, stack
+from .head import AdditiveHead, Features, probability
+from .message import Message, is_gtube, parse
+from .verdict import Cutoffs, Label, Reason, Verdict
+from .wide import WIDE_TOKENS, count, pair_columns
+
+# How many single reasons a verdict carries; --explain shows all of these, a header the first few.
+REASONS = 12
+# A share below this does not change what a person would think of the message.
+SMALLEST_REASON = 0.05
+GTUBE_LOGIT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A parsed message with everything but the encoder's output."""
+
+    message: Message
+    token_ids: TokenIds
+    structure: FloatArray
+    tokens: int
+
+
+class Scorer:
+    """An encoder and a head that fits it. `prepare` may run in any thread, `score` in one at a time."""
+
+    def __init__(self, encoder: Encoder, served: Bundle, cutoffs: Cutoffs | None = None) -> None:
+        self.encoder = encoder
+        self.bundle = served
+        self.cutoffs = cutoffs or served.cutoffs
+        self.head_id = served.id
+        self.encoder_id = encoder.fingerprint
+
+    @classmethod
+    def from_config(cls, config: Config, encoder: Encoder | None = None) -> Scorer:
+        """Load the configured head, and the encoder unless one is given. Raises EncoderError or BundleError."""
+        encoder = encoder or load_encoder(config.encoder)
+        served = bundle.load(bundle.in_service(config.heads_dir, config.head.path), encoder)
+        spam = config.head.spam if config.head.spam is not None else served.cutoffs.spam
+        unsure = config.head.unsure if config.head.unsure is not None else served.cutoffs.unsure
+        return cls(encoder, served, Cutoffs(min(unsure, spam), spam))
+
+    def prepare(self, raw: bytes) -> Prepared:
+        """Parse and tokenise one message. Never raises for anything in the mail."""
+        return prepare(self.encoder, raw)
+
+    def score(self, batch: Sequence[Prepared], *, explain: bool = False) -> list[Verdict]:
+        """Verdicts of the batch, in order. Reasons are given for all mail that is not ham, or if `explain`.
+
+        Raises ScoringError if the encoder fails or a logit is not finite.
+        """
+        started = time.perf_counter()
+        if not batch:
+            return []
+        seen = look(self.encoder, batch)
+        parts = self.bundle.head.parts(seen)
+        logits = np.sum(list(parts.values()), axis=0)
+        if not np.isfinite(logits).all():
+            raise ScoringError(f"head {self.head_id} gave a number that is not finite")
+        verdicts = [
+            self._verdict(item, seen, i, {name: float(share[i]) for name, share in parts.items()}, float(p), explain)
+            for i, (item, p) in enumerate(zip(batch, probability(logits), strict=True))
+        ]
+        spent = (time.perf_counter() - started) * 1000 / len(batch)
+        return [replace(verdict, milliseconds=spent) for verdict in verdicts]
+
+    def _verdict(
+        self, item: Prepared, seen: Features, i: int, parts: dict[str, float], p: float, explain: bool
+    ) -> Verdict:
+        reasons: tuple[Reason, ...] = ()
+        if is_gtube(item.message):
+            p, parts = 1.0, {"rule": GTUBE_LOGIT}
+            reasons = (Reason("rule", "the GTUBE test string", GTUBE_LOGIT),)
+        label = self.cutoffs.label(p)
+        if not reasons and (explain or label is not Label.HAM):
+            reasons = self._reasons(item, seen, i, parts)
+        return Verdict(p, label, self.cutoffs, parts, reasons, self.encoder_id, self.head_id)
+
+    def _reasons(self, item: Prepared, seen: Features, i: int, parts: dict[str, float]) -> tuple[Reason, ...]:
+        """The strongest single shares of the logit, strongest first."""
+        found = [Reason("deep", "the meaning of the text as a whole", parts["deep"])]
+        head = self.bundle.head
+        if isinstance(head, AdditiveHead):
+            shares = head.structure_shares(seen.structure[i : i + 1])[0]
+            found += [
+                Reason("structure", feature.words, float(share))
+                for feature, share, value in zip(features.FEATURES, shares, item.structure, strict=True)
+                if value > 0
+            ]
+            found += [Reason("wide", f'"{word}"', share) for word, share in self._words(item, seen, i, head).items()]
+        found = [reason for reason in found if abs(reason.logit) >= SMALLEST_REASON]
+        return tuple(sorted(found, key=lambda reason: -abs(reason.logit))[:REASONS])
+
+    def _words(self, item: Prepared, seen: Features, i: int, head: AdditiveHead) -> dict[str, float]:
+        """Each word's share of the wide part: of each column the shares of its occurrences, of a pair one half."""
+        row = seen.wide[i]
+        each = dict(zip(row.columns.tolist(), head.word_shares(row) / row.counts, strict=True))
+        text = item.message.text
+        ids, spans = self.encoder.pieces(text, WIDE_TOKENS)
+        words = [text[start:end].lower() for start, end in spans]
+        shares: defaultdict[str, float] = defaultdict(float)
+        for word, single in zip(words, ids.tolist(), strict=True):
+            shares[word] += float(each.get(single, 0.0))
+        for k, pair in enumerate(pair_columns(ids, self.encoder.vocab_size).tolist()):
+            for word in words[k : k + 2]:
+                shares[word] += float(each.get(pair, 0.0)) / 2
+        return shares
+
+
+def prepare(encoder: Encoder, raw: bytes) -> Prepared:
+    """Parse, tokenise and measure one message: all that comes before the encoder."""
+    message = parse(raw)
+    token_ids = encoder.tokenize([message.text], WIDE_TOKENS)[0]
+    tokens = min(len(token_ids) + 2, encoder.max_tokens)
+    return Prepared(message, token_ids, features.structure(message), tokens)
+
+
+def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
+    """What a head sees of the batch. Raises ScoringError."""
+    deep = encoder.encode([item.token_ids for item in batch])
+    wide = [count(item.token_ids, encoder.vocab_size) for item in batch]
+    return stack([Row(*seen) for seen in zip(deep, wide, [item.structure for item in batch], strict=True)])

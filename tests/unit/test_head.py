@@ -1,0 +1,118 @@
+"""Heads: parts sum to the logit, and every share is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spamguard.head import HEADS, AdditiveHead, Features, MlpHead, probability
+from spamguard.wide import PAIR_COLUMNS, Counts, count, pair_columns, weigh, width
+
+DIM, VOCABULARY, STRUCTURE = 6, 50, 4
+COLUMNS = width(VOCABULARY)
+
+
+def random_features(n: int, seed: int = 0) -> Features:
+    rng = np.random.default_rng(seed)
+    wide = [count(rng.integers(0, VOCABULARY, rng.integers(0, 30)).astype(np.int32), VOCABULARY) for _ in range(n)]
+    return Features(
+        rng.normal(size=(n, DIM)).astype(np.float32), wide, rng.normal(size=(n, STRUCTURE)).astype(np.float32)
+    )
+
+
+def random_head(kind: str, seed: int = 0) -> AdditiveHead | MlpHead:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    if kind == "mlp":
+        return MlpHead(draw(DIM, 8), draw(8), draw(8, 2), draw(2), draw(2))
+    return AdditiveHead(
+        bias=draw(1),
+        deep_center=draw(DIM),
+        deep_weight=draw(DIM),
+        wide_idf=np.abs(draw(COLUMNS)),
+        wide_weight=draw(COLUMNS),
+        structure_center=draw(STRUCTURE),
+        structure_scale=np.abs(draw(STRUCTURE)) + 0.1,
+        structure_weight=draw(STRUCTURE),
+    )
+
+
+def test_additive_logit_is_the_formula() -> None:
+    head, seen = random_head("additive"), random_features(7)
+    assert isinstance(head, AdditiveHead)
+    for i in range(7):
+        dense = np.zeros(COLUMNS)
+        dense[seen.wide[i].columns] = (1 + np.log(seen.wide[i].counts)) * head.wide_idf[seen.wide[i].columns]
+        dense /= np.linalg.norm(dense) or 1
+        standard = np.clip((seen.structure[i] - head.structure_center) / head.structure_scale, -4, 4)
+        logit = (
+            head.bias[0]
+            + (seen.deep[i] - head.deep_center) @ head.deep_weight
+            + dense @ head.wide_weight
+            + standard @ head.structure_weight
+        )
+        assert sum(part[i] for part in head.parts(seen).values()) == pytest.approx(logit, rel=1e-4, abs=1e-4)
+
+
+def test_mlp_is_the_log_odds_of_the_softmax() -> None:
+    import torch
+
+    head, seen = random_head("mlp"), random_features(5)
+    assert isinstance(head, MlpHead)
+    hidden = torch.relu(torch.tensor(seen.deep) @ torch.tensor(head.hidden_weight) + torch.tensor(head.hidden_bias))
+    said = torch.softmax(hidden @ torch.tensor(head.output_weight) + torch.tensor(head.output_bias), 1)[:, 1]
+    odds = torch.logit(said.double()).numpy()
+    logits = sum(head.parts(seen).values())
+    np.testing.assert_allclose(logits, head.calibration[0] * odds + head.calibration[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_batch_equals_singles(kind: str) -> None:
+    head, seen = random_head(kind), random_features(6)
+    together = head.parts(seen)
+    for i in range(6):
+        alone = head.parts(Features(seen.deep[i : i + 1], seen.wide[i : i + 1], seen.structure[i : i + 1]))
+        for name in alone:
+            np.testing.assert_allclose(alone[name][0], together[name][i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_check_names_what_does_not_fit(kind: str) -> None:
+    head = random_head(kind)
+    assert head.check(DIM, COLUMNS, STRUCTURE) is None
+    assert "is needed" in (head.check(DIM + 1, COLUMNS, STRUCTURE) or "")
+
+
+def test_probability_is_bounded_and_finite() -> None:
+    out = probability(np.asarray([-1e30, 0.0, 1e30], dtype=np.float32))
+    assert out[1] == 0.5 and 0 < out[0] < 1e-4 and 1 - 1e-4 < out[2] < 1
+
+
+def test_count_counts_ids_and_pairs() -> None:
+    tokens = np.asarray([7, 3, 7, 3], dtype=np.int32)
+    row = count(tokens, VOCABULARY)
+    pairs = pair_columns(tokens, VOCABULARY)
+    assert pairs[0] == pairs[2] != pairs[1]
+    assert dict(zip(row.columns.tolist(), row.counts.tolist(), strict=True)) == {3: 2, 7: 2, pairs[0]: 2, pairs[1]: 1}
+    assert ((pairs >= VOCABULARY) & (pairs < VOCABULARY + PAIR_COLUMNS)).all()
+
+
+def test_pairs_tell_the_order_apart_and_spread() -> None:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 30522, 20_000).astype(np.int32)
+    used = np.unique(pair_columns(tokens, 30522))
+    assert len(used) > 0.9 * PAIR_COLUMNS * (1 - np.exp(-len(tokens) / PAIR_COLUMNS))
+    assert pair_columns(np.asarray([5, 9], np.int32), 50)[0] != pair_columns(np.asarray([9, 5], np.int32), 50)[0]
+
+
+def test_empty_text_has_no_columns_and_no_weight() -> None:
+    row = count(np.asarray([], dtype=np.int32), VOCABULARY)
+    assert len(row.columns) == 0 and len(weigh(row, np.ones(COLUMNS, np.float32))) == 0
+
+
+def test_weigh_has_length_one() -> None:
+    row = Counts(np.asarray([1, 5], np.uint32), np.asarray([3, 1], np.uint16))
+    assert np.linalg.norm(weigh(row, np.linspace(1, 2, COLUMNS).astype(np.float32))) == pytest.approx(1)

@@ -1,0 +1,272 @@
+"""Fitting a head on features: the additive head by L-BFGS, the tutorial's mlp by AdamW; calibration and cut-offs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedGroupKFold
+
+from spamguard.encoder import FloatArray
+from spamguard.errors import CorpusError
+from spamguard.head import AdditiveHead, Features, MlpHead, logits, standardise
+from spamguard.verdict import Cutoffs
+from spamguard.wide import Counts, weigh
+
+Array = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]  # 1 is spam
+
+# Fewer of either class and a split, a calibration or a cut-off would be an accident.
+LEAST_OF_A_CLASS = 5
+FOLDS = 5
+# Shares of ham that may be called spam, and at least unsure, on mail that the head was not fitted on.
+SPAM_RATE, UNSURE_RATE = 1 / 1000, 1 / 50
+SPAM_BOUNDS, UNSURE_LEAST = (0.9, 0.999), 0.5
+MLP_WIDTH, MLP_EPOCHS, MLP_BATCH = 512, 10, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """L2 penalty of each part: half of it times the squared weights is added to the summed log loss.
+
+    None leaves the part out. The defaults were chosen by benchmarks/accuracy.py (docs/head-and-accuracy.md).
+    """
+
+    deep: float | None = 3.0
+    wide: float | None = 0.03
+    structure: float | None = 1.0
+
+
+DEFAULT_PENALTIES = Penalties()
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A calibrated head, and what it said of each message when that message was not in its training folds."""
+
+    head: AdditiveHead | MlpHead
+    cutoffs: Cutoffs
+    out_of_fold: Array
+
+
+def fit(
+    features: Features,
+    labels: Labels,
+    *,
+    columns: int,
+    kind: Literal["additive", "mlp"] = "additive",
+    weights: Array | None = None,
+    groups: Sequence[str] | None = None,
+    penalties: Penalties = DEFAULT_PENALTIES,
+    prior: AdditiveHead | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fitted:
+    """Fit, calibrate on out-of-fold logits, and choose cut-offs from them.
+
+    `weights` (n,) default to equal weight of both classes; messages of one of `groups` never stand in a training
+    fold and its test fold at once. Raises CorpusError if a class is missing or too small.
+    """
+    few = min(int((labels == 0).sum()), int((labels == 1).sum()))
+    if few < LEAST_OF_A_CLASS:
+        ham, spam = int((labels == 0).sum()), int((labels == 1).sum())
+        raise CorpusError(f"{ham} ham and {spam} spam: a head needs at least {LEAST_OF_A_CLASS} of each")
+    weights = balanced(labels) if weights is None else weights * len(weights) / weights.sum()
+
+    def once(chosen: npt.NDArray[np.int64]) -> AdditiveHead | MlpHead:
+        part = take(features, chosen)
+        if kind == "mlp":
+            return fit_mlp(part, labels[chosen], weights[chosen], seed=seed)
+        return fit_additive(part, labels[chosen], weights[chosen], columns, penalties, prior)
+
+    out_of_fold = np.empty(len(labels))
+    folds = StratifiedGroupKFold(min(FOLDS, few), shuffle=True, random_state=seed)
+    own = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    for done, (train, test) in enumerate(folds.split(own, labels, own)):
+        out_of_fold[test] = logits(once(train), take(features, test))
+        if progress:
+            progress(done + 1, folds.get_n_splits() + 1)
+    slope, offset = calibrate(out_of_fold, labels, weights)
+    head = calibrated(once(np.arange(len(labels))), slope, offset)
+    probabilities = 1 / (1 + np.exp(-(slope * out_of_fold + offset)))
+    if progress:
+        progress(folds.get_n_splits() + 1, folds.get_n_splits() + 1)
+    return Fitted(head, choose_cutoffs(probabilities[labels == 0], weights[labels == 0]), probabilities)
+
+
+def fit_additive(
+    features: Features, labels: Labels, weights: Array, columns: int, penalties: Penalties, prior: AdditiveHead | None
+) -> AdditiveHead:
+    """Minimise the weighted log loss plus penalties over all parts at once; logits are not calibrated yet.
+
+    With a prior, its scales and idf are kept and the distance from its weights is penalised instead of their size.
+    """
+    scale = _scales(features, weights, columns) if prior is None else prior
+    blocks: list[tuple[str, _Block]] = []
+    if penalties.deep is not None:
+        spread = np.ones(features.deep.shape[1]) if prior else _spread(features.deep, weights)
+        dense = (features.deep - scale.deep_center) / spread
+        blocks.append(("deep", _Block(dense, penalties.deep, scale.deep_weight * spread, 1 / spread)))
+    if penalties.wide is not None:
+        matrix = tfidf(features.wide, scale.wide_idf)
+        blocks.append(("wide", _Block(matrix, penalties.wide, scale.wide_weight, np.ones(columns))))
+    if penalties.structure is not None:
+        standard = standardise(features.structure, scale.structure_center, scale.structure_scale)
+        ones = np.ones(standard.shape[1])
+        blocks.append(("structure", _Block(standard, penalties.structure, scale.structure_weight, ones)))
+    found, bias = _minimise([block for _, block in blocks], labels, weights, float(scale.bias[0]))
+    fitted = {f"{name}_weight": w.astype(np.float32) for (name, _), w in zip(blocks, found, strict=True)}
+    return replace(scale, bias=np.asarray([bias], dtype=np.float32), **fitted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One part's columns, its penalty, the weights it starts from and is pulled to, and what undoes its scaling."""
+
+    matrix: npt.NDArray[np.floating] | sparse.csr_array
+    penalty: float
+    start: npt.NDArray[np.floating]
+    unscale: Array
+
+
+def _minimise(blocks: Sequence[_Block], labels: Labels, weights: Array, bias: float) -> tuple[list[Array], float]:
+    """Weights of each block (scaling undone) and the bias."""
+    sign = 2.0 * labels - 1.0
+    sizes = np.cumsum([0] + [block.matrix.shape[1] for block in blocks])
+    spans = [slice(a, b) for a, b in pairwise(sizes)]
+    start = np.concatenate([*(block.start for block in blocks), [bias]]).astype(np.float64)
+
+    def loss(x: Array) -> tuple[float, Array]:
+        logits = np.full(len(labels), x[-1])
+        for block, span in zip(blocks, spans, strict=True):
+            logits += block.matrix @ x[span].astype(np.float32)
+        margin = sign * logits
+        value = float(weights @ np.logaddexp(0.0, -margin))
+        slope = -weights * sign / (1.0 + np.exp(np.clip(margin, -500, 500)))
+        gradient = np.empty_like(x)
+        gradient[-1] = slope.sum()
+        for block, span in zip(blocks, spans, strict=True):
+            away = x[span] - block.start
+            value += 0.5 * block.penalty * float(away @ away)
+            gradient[span] = block.matrix.T @ slope.astype(np.float32) + block.penalty * away
+        return value, gradient
+
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "maxcor": 10, "ftol": 1e-7})
+    return [found.x[span] * block.unscale for block, span in zip(blocks, spans, strict=True)], float(found.x[-1])
+
+
+def tfidf(rows: Sequence[Counts], idf: FloatArray) -> sparse.csr_array:
+    """The wide part as a sparse matrix, shape (n, columns)."""
+    ends = np.cumsum([0] + [len(row.columns) for row in rows])
+    values = np.concatenate([weigh(row, idf) for row in rows]) if rows else np.empty(0, np.float32)
+    columns = np.concatenate([row.columns for row in rows]) if rows else np.empty(0, np.uint32)
+    return sparse.csr_array((values, columns.astype(np.int32), ends), shape=(len(rows), len(idf)))
+
+
+def _spread(values: FloatArray, weights: Array) -> Array:
+    """Weighted standard deviation of each column; 1 where it does not vary."""
+    mean = np.average(values, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+    return np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def _scales(features: Features, weights: Array, columns: int) -> AdditiveHead:
+    """Centres, scales and idf of the training mail, with all weights zero."""
+    occurring = np.concatenate([row.columns for row in features.wide])
+    frequency = np.bincount(occurring, minlength=columns)
+    # A column seen once says nothing that travels: it gets no weight (idf 0 keeps it out of the norm too).
+    idf = np.where(frequency > 1, np.log((1 + len(features)) / (1 + frequency)) + 1, 0.0)
+    return AdditiveHead(
+        bias=np.zeros(1, np.float32),
+        deep_center=np.average(features.deep, axis=0, weights=weights).astype(np.float32),
+        deep_weight=np.zeros(features.deep.shape[1], np.float32),
+        wide_idf=idf.astype(np.float32),
+        wide_weight=np.zeros(columns, np.float32),
+        structure_center=np.average(features.structure, axis=0, weights=weights).astype(np.float32),
+        # A rare feature would get a huge standard score: no scale below a tenth of a unit.
+        structure_scale=np.maximum(_spread(features.structure, weights), 0.1).astype(np.float32),
+        structure_weight=np.zeros(features.structure.shape[1], np.float32),
+    )
+
+
+def fit_mlp(features: Features, labels: Labels, weights: Array, *, seed: int = 0) -> MlpHead:
+    """The tutorial's head: dense 512, ReLU, dropout 0.1, dense 2, softmax; AdamW 1e-3, 10 epochs of batches of 32."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(seed)
+    inputs, targets = torch.from_numpy(features.deep), torch.from_numpy(labels)
+    cost = torch.from_numpy(weights.astype(np.float32))
+    hidden, output = nn.Linear(inputs.shape[1], MLP_WIDTH), nn.Linear(MLP_WIDTH, 2)
+    net = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(0.1), output)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    net.train()
+    for _ in range(MLP_EPOCHS):
+        for chosen in torch.split(torch.randperm(len(labels)), MLP_BATCH):
+            optimiser.zero_grad()
+            losses = nn.functional.cross_entropy(net(inputs[chosen]), targets[chosen], reduction="none")
+            (losses @ cost[chosen] / cost[chosen].sum()).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+    return MlpHead(
+        hidden_weight=hidden.weight.detach().numpy().T.copy(),
+        hidden_bias=hidden.bias.detach().numpy().copy(),
+        output_weight=output.weight.detach().numpy().T.copy(),
+        output_bias=output.bias.detach().numpy().copy(),
+        calibration=np.asarray([1, 0], dtype=np.float32),
+    )
+
+
+def calibrate(given: Array, labels: Labels, weights: Array) -> tuple[float, float]:
+    """Slope and offset that turn out-of-fold logits into calibrated ones (Platt 1999), drawn towards (1, 0)."""
+
+    def loss(x: Array) -> float:
+        margin = (2 * labels - 1) * (x[0] * given + x[1])
+        return float(weights @ np.logaddexp(0, -margin)) + 0.5 * float((x[0] - 1) ** 2 + x[1] ** 2)
+
+    slope, offset = minimize(loss, np.asarray([1.0, 0.0]), method="L-BFGS-B", bounds=[(0.05, 5), (-5, 5)]).x
+    return float(slope), float(offset)
+
+
+def calibrated(head: AdditiveHead | MlpHead, slope: float, offset: float) -> AdditiveHead | MlpHead:
+    """The head with calibration folded into its weights, so that its parts still sum to its logit."""
+    if isinstance(head, MlpHead):
+        return replace(head, calibration=np.asarray([slope, offset], dtype=np.float32))
+    scaled = {
+        name: getattr(head, name) * np.float32(slope) for name in ("deep_weight", "wide_weight", "structure_weight")
+    }
+    return replace(head, bias=(head.bias * slope + offset).astype(np.float32), **scaled)
+
+
+def choose_cutoffs(ham: Array, weights: Array) -> Cutoffs:
+    """Cut-offs from the out-of-fold probabilities of ham: what SPAM_RATE and UNSURE_RATE of it would exceed.
+
+    Few ham cannot show a rare mistake, so the cut-offs stay within the bounds given.
+    """
+    spam = float(np.clip(_quantile(ham, weights, 1 - SPAM_RATE), *SPAM_BOUNDS))
+    unsure = float(np.clip(_quantile(ham, weights, 1 - UNSURE_RATE), UNSURE_LEAST, spam))
+    return Cutoffs(round(unsure, 4), round(spam, 4))
+
+
+def balanced(labels: Labels) -> Array:
+    """Weights (n,) that sum to n and give both classes the same sum."""
+    counts = np.bincount(labels, minlength=2)
+    return np.asarray(len(labels) / (2.0 * counts))[labels]
+
+
+def take(features: Features, chosen: npt.NDArray[np.int64]) -> Features:
+    """The chosen messages' features."""
+    return Features(features.deep[chosen], [features.wide[i] for i in chosen], features.structure[chosen])
+
+
+def _quantile(values: Array, weights: Array, share: float) -> float:
+    """The value that `share` of the weight does not exceed."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(int(np.searchsorted(reached, share)), len(values) - 1)])

@@ -1,0 +1,54 @@
+"""What can be done with a judged message: each action turns bytes and verdict into a disposition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from . import headers
+from .verdict import Label, Verdict
+
+
+class Fate(StrEnum):
+    """What an ingress must be able to do with a message."""
+
+    DELIVER = "deliver"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class Disposition:
+    """What shall become of a message, in words that every ingress understands.
+
+    `data` is what goes on, `junk` asks for the junk folder where there are folders, `reply` is the refusal owed to
+    an SMTP client. Without a verdict the message was not scored, and `failure` says why.
+    """
+
+    fate: Fate
+    data: bytes
+    junk: bool = False
+    reply: bytes | None = None
+    verdict: Verdict | None = None
+    failure: str | None = None
+
+
+Action = Callable[[bytes, Verdict], Disposition]
+
+
+def tag(raw: bytes, verdict: Verdict) -> Disposition:
+    """Deliver with our headers on top."""
+    return Disposition(Fate.DELIVER, headers.stamp(raw, verdict), verdict.label is Label.SPAM, verdict=verdict)
+
+
+def pass_on(raw: bytes, verdict: Verdict) -> Disposition:
+    """Deliver as it came."""
+    return Disposition(Fate.DELIVER, raw, verdict.label is Label.SPAM, verdict=verdict)
+
+
+def reject(raw: bytes, verdict: Verdict) -> Disposition:
+    """Refuse while the sending server still has the mail; after the queue this would bounce to forged senders."""
+    return Disposition(Fate.REJECT, raw, True, b"550 5.7.1 Message refused: it looks like spam", verdict)
+
+
+ACTIONS: dict[str, Action] = {"tag": tag, "pass": pass_on, "reject": reject}

@@ -1,0 +1,174 @@
+"""The fixtures that start real parts: a daemon with a fake scorer, on a loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from fakes import FakeNextHop, FakeScorer, load_fake_scorer
+
+from service.daemon import Daemon
+from service.journal import Journal
+from spamguard.config import Config, Loaded
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread. At its end no task may be left, and nothing may have gone to the loop's handler."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.complaints: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _loop, context: self.complaints.append(context))
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    def stop(self) -> None:
+        async def leftovers() -> list[str]:
+            for _ in range(20):
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                if not others:
+                    return []
+                await asyncio.wait(others, timeout=0.5)
+            return [repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+        left = self.run(leftovers())
+        self.run(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+        gc.collect()
+        assert left == []
+        assert self.complaints == []
+
+
+class Running:
+    """A daemon that runs, and what stands around it."""
+
+    def __init__(self, loop: LoopThread, daemon: Daemon, log: io.StringIO, hop: FakeNextHop | None) -> None:
+        self.loop = loop
+        self.daemon = daemon
+        self.hop = hop
+        self._log = log
+
+    @property
+    def scorer(self) -> FakeScorer:
+        scorer = self.daemon.scorer
+        assert isinstance(scorer, FakeScorer)
+        return scorer
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.getvalue().splitlines()]
+
+    def client(self) -> Client:
+        return Client(self.daemon.address)
+
+
+class Client:
+    """A client that sends bytes and reads replies."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, timeout=30)
+        self.file = self.socket.makefile("rb")
+
+    def reply(self) -> bytes:
+        """The next reply, all of its lines, without the last line end; b"" at the end of the connection."""
+        lines = []
+        while line := self.file.readline():
+            lines.append(line)
+            if line[3:4] != b"-":
+                break
+        return b"".join(lines).removesuffix(b"\r\n")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def ask(self, line: bytes) -> bytes:
+        self.send(line + b"\r\n")
+        return self.reply()
+
+    def greet(self) -> bytes:
+        assert self.reply().startswith(b"220 ")
+        return self.ask(b"EHLO client.example")
+
+    def begin(self, sender: bytes = b"<a@example.org>", recipient: bytes = b"<b@example.net>") -> None:
+        """Up to 354."""
+        self.greet()
+        assert self.ask(b"MAIL FROM:" + sender).startswith(b"250")
+        assert self.ask(b"RCPT TO:" + recipient).startswith(b"250")
+        assert self.ask(b"DATA").startswith(b"354")
+
+    def deliver(self, wire: bytes) -> bytes:
+        self.begin()
+        return self.ask(wire + b".")
+
+    def closed(self) -> bool:
+        try:
+            return self.file.read() == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def loop_thread() -> Iterator[LoopThread]:
+    loop = LoopThread()
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def running_daemon(loop_thread: LoopThread, tmp_path: Path) -> Iterator[Start]:
+    """Start a real daemon with the fake scorer: `running_daemon(hop, limits={"idle_s": 1}, ...)`.
+
+    Without a next hop it delivers into `tmp_path / "Maildir"`.
+    """
+    started: list[Running] = []
+
+    def start(hop: FakeNextHop | None = None, load_scorer: Any = load_fake_scorer, **tables: Any) -> Running:
+        tables = {"listen": {"port": 0, "hostname": "filter.example"}, "log": {"format": "json"}} | tables
+        if hop is not None:
+            port = loop_thread.run(hop.start())
+            tables["next_hop"] = {"host": "127.0.0.1", "port": port} | tables.get("next_hop", {})
+        config = Config.model_validate({"state_dir": str(tmp_path)} | tables)
+        log = io.StringIO()
+        daemon = Daemon(Loaded(config, None, frozenset()), load_scorer, Journal(config.log, log))
+        loop_thread.run(daemon.start())
+        running = Running(loop_thread, daemon, log, hop)
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        if isinstance(running.daemon.scorer, FakeScorer):
+            running.daemon.scorer.gate.set()
+        if running.hop is not None:
+            loop_thread.loop.call_soon_threadsafe(running.hop.release.set)
+        loop_thread.run(running.daemon.stop())
+        if running.hop is not None:
+            loop_thread.run(running.hop.stop())

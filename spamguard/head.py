@@ -120,7 +120,7 @@ class MlpHead:
         }
 
     def check(self, dim: int, columns: int, structure: int) -> str | None:
-        h = self.hidden_bias.shape[0]
+        h = self.hidden_bias.size
         wanted = {
             "hidden_weight": (dim, h),
             "hidden_bias": (h,),
@@ -139,7 +139,8 @@ HEADS: dict[str, type[AdditiveHead] | type[MlpHead]] = {h.kind: h for h in (Addi
 
 def logits(head: Head, features: Features) -> FloatArray:
     """The sum of the parts, shape (n,)."""
-    return np.sum(list(head.parts(features).values()), axis=0, dtype=np.float32)
+    total: FloatArray = np.sum(list(head.parts(features).values()), axis=0)
+    return total
 
 
 def standardise(structure: FloatArray, center: FloatArray, scale: FloatArray) -> FloatArray:

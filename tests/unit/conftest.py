@@ -1,0 +1,55 @@
+"""What several unit tests share: one tiny encoder, and one head fitted with it on the tiny corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+from spamguard import bundle
+from spamguard.config import Config, EncoderTable
+from spamguard.encoder import TorchEncoder, load
+from tests import tiny_corpus
+from tests.tiny_bert import save_tiny_bert
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    """A tiny encoder in `bert`, a corpus in `corpus`, and a head fitted on it in `head`."""
+
+    bert: Path
+    encoder: TorchEncoder
+    corpus: Path
+    head: Path
+
+    def table(self) -> EncoderTable:
+        return EncoderTable(model=str(self.bert), device="cpu", max_tokens=32, threads=1)
+
+    def config(self, state: Path) -> Config:
+        return Config(state_dir=state, encoder=self.table())
+
+    def bundle(self) -> bundle.Bundle:
+        return bundle.load(self.head, self.encoder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine the threads of a BLAS wait for each other longer than our small arrays need."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    from training.retrain import retrain
+
+    root = tmp_path_factory.mktemp("tiny")
+    bert = save_tiny_bert(root / "bert")
+    encoder = load(EncoderTable(model=str(bert), device="cpu", max_tokens=32, threads=1))
+    made = Tiny(bert, encoder, tiny_corpus.write_folders(root / "corpus"), root / "head")
+    done = retrain([made.corpus], made.config(root / "state"), encoder, fresh=True)
+    bundle.save(done.bundle, made.head)
+    return made

@@ -40,6 +40,7 @@ class Listener:
         self.pipeline = pipeline
         self.journal = journal
         self.connections: set[Connection] = set()
+        self.address = ("", 0)
         self._listen = config.listen
         self._way_out = way_out
         self._server: asyncio.Server | None = None
@@ -47,16 +48,11 @@ class Listener:
     async def start(self, bound: socket.socket) -> None:
         """Let clients in. Raises ConfigError if another process listens there."""
         loop = asyncio.get_running_loop()
+        self.address = bound.getsockname()[:2]
         try:
             self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigError(f"listen: cannot listen on {self._listen.host}: {error.strerror}") from error
-
-    @property
-    def address(self) -> tuple[str, int]:
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return host, port
 
     def _connection(self) -> Connection:
         return Session(self, self._way_out())

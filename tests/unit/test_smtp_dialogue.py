@@ -1,23 +1,714 @@
+"""The SMTP side against a real daemon with a fake scorer, and a next hop that can do everything wrong."""
+
 from __future__ import annotations
 
-from tests.fakes import FakeNextHop
+import asyncio
+import os
+import re
+import socket
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import content
+from service.relay import Relay
+from spamguard import headers
+from tests.fakes import DROP, EHLO, END_OF_DATA, GREETING, HANG, FakeNextHop
+
+DIALOGUES = sorted((Path(__file__).parent.parent / "dialogues").glob("*.smtp"))
+MAIL = b"Subject: hi\r\n\r\nmeeting\r\n"
 
 
-def test_mail_reaches_the_next_hop_tagged(running_daemon):
+def unescaped(text: str) -> bytes:
+    return re.sub(r"\\(x..|[trn])", lambda found: eval(f'"{found[0]}"'), text).encode("latin-1")
+
+
+@pytest.mark.parametrize("path", DIALOGUES, ids=lambda path: path.stem)
+def test_dialogue(path, running_daemon):
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    script: dict[str, list[bytes]] = defaultdict(list)
+    for line in lines:
+        if found := re.fullmatch(r"hop ([A-Za-z]+): (.*)", line):
+            script[found[1]].append(unescaped(found[2]))
+    hop = FakeNextHop(**script)
+    running = running_daemon(hop)
+    saw = []
+    with running.client() as client:
+        for line in lines:
+            if line == "S: closed":
+                assert client.closed(), line
+            elif line.startswith("S: "):
+                got = client.file.readline()
+                assert got.endswith(b"\r\n"), line
+                assert got.startswith(unescaped(line[3:])), f"{line!r} but got {got!r}"
+            elif line.startswith("C- "):
+                client.send(unescaped(line[3:]))
+            elif line.startswith("C:"):
+                client.send(unescaped(line[3:]) + b"\r\n")
+            elif line.startswith("hop saw: "):
+                saw.append(unescaped(line[9:]))
+            elif line.startswith("hop never saw: "):
+                assert not any(unescaped(line[15:]) in seen for seen in hop.lines), line
+            else:
+                assert re.match("hop [A-Za-z]+: ", line), f"not understood: {line}"
+    if b"QUIT" in saw:
+        assert hop.step_reached["QUIT"].wait(30)
+    assert [line for line in hop.lines if line in saw] == saw
+
+
+# The way out, and what it makes of a message
+
+
+def test_ham_reaches_the_next_hop_with_our_headers_above_and_no_other_change(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop).client() as client:
+        assert client.deliver(MAIL) == b"250 2.0.0 Ok: queued as NEXT1"
+    (message,) = hop.messages
+    assert message.data.endswith(MAIL)
+    assert message.data.startswith(b"X-Spam-Status: No, score=0.0100 required=0.9000 ")
+    assert headers.strip(message.data) == MAIL
+
+
+def test_forged_verdicts_do_not_pass_and_are_not_scored(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, policy={"ham": "pass"})
+    with running.client() as client:
+        client.deliver(b"X-Spam-Flag: NO\r\n" + MAIL)
+    assert hop.messages[0].data == MAIL
+    assert running.scorer.batches[-1] == [MAIL]
+
+
+@pytest.mark.parametrize(("word", "folder"), [(b"viagra", ".Junk/new"), (b"maybe", "new"), (b"meeting", "new")])
+def test_without_next_hop_mail_goes_into_the_maildir(running_daemon, tmp_path, word, folder):
+    with running_daemon().client() as client:
+        greeting = client.greet()
+        assert b"SMTPUTF8" in greeting and b"DSN" not in greeting and b"XFORWARD" not in greeting
+        assert client.ask(b"XFORWARD NAME=x").startswith(b"502")
+        assert client.ask(b"MAIL FROM:<a@b> RET=HDRS").startswith(b"250")
+        assert client.ask(b"RCPT TO:<c@d> NOTIFY=NEVER").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"Subject: x\r\n\r\n" + word + b"\r\n.").startswith(b"250 2.0.0 Ok: delivered as ")
+    (file,) = (tmp_path / "Maildir" / folder).iterdir()
+    assert file.read_bytes().endswith(b"\nSubject: x\n\n" + word + b"\n")
+
+
+def test_rejected_spam_leaves_nothing_at_the_next_hop(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, policy={"spam": "reject"}).client() as client:
+        assert client.deliver(b"viagra\r\n").startswith(b"550 5.7.1 ")
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(MAIL + b".").startswith(b"250")
+    assert b"DATA" not in hop.lines[: hop.lines.index(b"MAIL FROM:<a@b>")]
+    assert (len(hop.messages), hop.torn, hop.connections) == (1, [], 2)
+
+
+def test_row_28_addresses_in_any_script_and_broken_bytes_pass_as_they_are(running_daemon):
+    hop = FakeNextHop()
+    paths = [
+        "<grüße@例え.jp>".encode(),
+        b"<nfd-u\xcc\x88@x>",
+        b"<\xed\xa0\x80@x>",
+        b"<\xc0\xaf\xff@x>",
+        b"<" + b"l" * 300 + b"@x>",
+    ]
+    with running_daemon(hop).client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:" + paths[0] + b" SMTPUTF8 BODY=8BITMIME").startswith(b"250")
+        for path in paths:
+            assert client.ask(b"RCPT TO:" + path).startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(MAIL + b".").startswith(b"250")
+    assert hop.messages[0].mail == b"MAIL FROM:" + paths[0] + b" SMTPUTF8 BODY=8BITMIME"
+    assert hop.messages[0].rcpt == [b"RCPT TO:" + path for path in paths]
+
+
+# Row 1 and 2: line ends and dots
+
+STRAY_ENDS = {
+    "LF.LF": b"\n.\n",
+    "LF.CRLF": b"\n.\r\n",
+    "CRLF.LF": b"\r\n.\n",
+    "CR.CR": b"\r.\r",
+    "CR.CRLF": b"\r.\r\n",
+    "CRLF.CR": b"\r\n.\r",
+    "CRCRLF.CRCRLF": b"\r\r\n.\r\r\n",
+    "CRLF-NUL.CRLF": b"\r\n\0.\r\n",
+}
+
+
+@pytest.mark.parametrize("end", STRAY_ENDS.values(), ids=STRAY_ENDS)
+def test_row_1_nothing_but_crlf_dot_crlf_ends_a_message(running_daemon, end):
+    hop = FakeNextHop()
+    smuggled = b"MAIL FROM:<evil@x>\r\nRCPT TO:<evil@x>\r\nDATA\r\nevil\r\n"
+    with running_daemon(hop).client() as client:
+        assert client.deliver(b"Subject: x\r\n\r\nhi" + end + smuggled).startswith(b"250")
+        assert client.ask(b"QUIT").startswith(b"221")
+    (message,) = hop.messages
+    assert message.wire is not None
+    wire = b"\r\n" + message.wire
+    assert wire.count(b"\r\n.\r\n") == 1
+    assert wire.replace(b"\r\n", b"").translate(None, b"\r\n") == wire.replace(b"\r\n", b"")
+    assert b"\nMAIL FROM:<evil@x>\r\n" in message.data or b" MAIL FROM:<evil@x>\r\n" in message.data
+    assert b"MAIL FROM:<evil@x>" not in hop.lines
+
+
+def read_in_pieces(
+    wire: bytes, pieces: list[bytes], limit: int = 10**6, buffer: int = 2**16
+) -> tuple[bytes | None, bytes]:
+    """What DATA reads when the bytes arrive in these pieces, and what is left for the next command."""
+
+    async def main() -> tuple[bytes | None, bytes]:
+        reader = asyncio.StreamReader(limit=buffer)
+        task = asyncio.create_task(content.read(reader, limit))
+        for piece in pieces:
+            await asyncio.sleep(0)
+            reader.feed_data(piece)
+        data = await task
+        reader.feed_eof()
+        return data, await reader.read()
+
+    assert b"".join(pieces) == wire
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", [*STRAY_ENDS.values(), b"\r\n.\r\n"], ids=[*STRAY_ENDS, "CRLF.CRLF"])
+def test_row_1_wherever_the_packets_are_cut(end):
+    wire = b"hi" + end + b"x\r\n.\r\nQUIT\r\n"
+    expected = read_in_pieces(wire, [wire])
+    for cut in range(1, len(wire)):
+        assert read_in_pieces(wire, [wire[:cut], wire[cut:]]) == expected
+    assert read_in_pieces(wire, [bytes([byte]) for byte in wire]) == expected
+
+
+LINES = st.lists(st.sampled_from([b"", b".", b"..", b".x", b"x", b"x.", b"\0", b"\xff" * 9]), max_size=12)
+
+
+@given(LINES, st.integers(8, 64), st.data())
+def test_row_2_dots_and_lengths_survive(lines, buffer, data):
+    body = b"".join(line + b"\r\n" for line in lines)
+    wire = content.wire(body)
+    assert (b"\r\n" + wire).count(b"\r\n.\r\n") == 1
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))
+    pieces = [wire[a:b] for a, b in zip([0, *cuts], [*cuts, len(wire)], strict=True)]
+    assert read_in_pieces(wire, pieces, buffer=buffer) == (body, b"")
+    assert content.normalised(body) == (body, False)
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n", b"\0"]), max_size=30).map(b"".join))
+def test_row_1_what_we_send_can_be_read_in_one_way_only(data):
+    wire = content.wire(data)
+    framed = b"\r\n" + wire
+    assert framed.endswith(b"\r\n.\r\n") and framed.count(b"\r\n.\r\n") == 1
+    assert b"\r" not in framed.replace(b"\r\n", b"") and b"\n" not in framed.replace(b"\r\n", b"")
+    once, _ = content.normalised(data)
+    assert content.normalised(once) == (once, False)
+
+
+def test_row_2_a_hostile_start_takes_linear_time():
+    body = b"\r\n" * 500_000 + b"\r" * 500_000 + b"\r\n"
+    wire = content.wire(content.normalised(body)[0])
+    assert read_in_pieces(wire, [wire], limit=10**7)[1] == b""
+
+
+def test_lines_of_any_length_pass(running_daemon):
+    hop = FakeNextHop()
+    body = b"Subject: x\r\n\r\n" + b"a" * 1100 + b"\r\n" + b"b" * 3_000_000 + b"\r\n"
+    with running_daemon(hop).client() as client:
+        assert client.deliver(body).startswith(b"250")
+    assert headers.strip(hop.messages[0].data) == body
+
+
+# Limits
+
+
+def test_size_is_enforced_at_mail_and_after_draining(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, limits={"message_bytes": 65_536}).client() as client:
+        assert b"250-SIZE 65536\r\n" in client.greet()
+        assert client.ask(b"MAIL FROM:<a@b> size=65537") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=99999999999999999999") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=65536").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x" * 10_000_000 + b"\r\n.") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x" * 65_534 + b"\r\n.").startswith(b"250")
+    assert len(hop.messages) == 1
+    assert hop.lines.count(b"DATA") == 1
+
+
+def test_the_smaller_size_of_both_is_offered(running_daemon):
+    hop = FakeNextHop(EHLO=EHLO.replace(b"SIZE 20000000", b"SIZE 1000"))
+    with running_daemon(hop).client() as client:
+        assert b"250-SIZE 1000\r\n" in client.greet()
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=1001").startswith(b"552 5.3.4")
+
+
+def test_recipients_are_limited(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, limits={"recipients": 2}).client() as client:
+        client.greet()
+        client.ask(b"MAIL FROM:<a@b>")
+        replies = [client.ask(b"RCPT TO:<r%d@b>" % number)[:9] for number in range(3)]
+        assert replies == [b"250 2.1.5", b"250 2.1.5", b"452 4.5.3"]
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x\r\n.").startswith(b"250")
+    assert len(hop.messages[0].rcpt) == 2
+
+
+def test_connections_are_limited_and_places_come_free(running_daemon):
+    running = running_daemon(limits={"connections": 2})
+    with running.client() as one, running.client() as two:
+        assert one.reply().startswith(b"220") and two.reply().startswith(b"220")
+        with running.client() as three:
+            assert three.reply() == b"421 4.3.2 Too many connections, try again later"
+            assert three.closed()
+        assert one.ask(b"QUIT").startswith(b"221")
+        assert one.closed()
+        with running.client() as four:
+            assert four.reply().startswith(b"220")
+
+
+def test_only_listed_clients_come_in(running_daemon):
+    running = running_daemon(listen={"port": 0, "allow_from": ["192.0.2.0/24"]})
+    with running.client() as client:
+        assert client.reply() == b"554 5.7.1 Access denied"
+        assert client.closed()
+    running = running_daemon(listen={"port": 0, "allow_from": ["192.0.2.0/24", "127.0.0.0/8"]})
+    with running.client() as client:
+        assert client.reply().startswith(b"220")
+
+
+def test_row_12_command_lines_of_a_megabyte_are_refused_and_the_session_goes_on(running_daemon):
+    with running_daemon().client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<" + b"a" * 5000 + b"@b>") == b"500 5.5.2 Line too long"
+        assert client.ask(b"NOOP " + b"a" * 1_000_000) == b"500 5.5.2 Line too long"
+        assert client.ask(b"NOOP").startswith(b"250")
+
+
+def test_row_14_too_many_errors_or_idle_commands_end_the_session(running_daemon):
+    running = running_daemon()
+    with running.client() as client:
+        client.greet()
+        client.send(b"BOGUS\r\n" * 30)
+        replies = [client.reply() for _ in range(21)]
+        assert replies[19].startswith(b"500") and replies[20] == b"421 4.7.0 Too many errors"
+        assert client.closed()
+    with running.client() as client:
+        client.greet()
+        client.send(b"NOOP\r\nRSET\r\n" * 60)
+        replies = [client.reply() for _ in range(101)]
+        assert replies[99].startswith(b"250") and replies[100] == b"421 4.7.0 Too many commands"
+        assert client.closed()
+
+
+@pytest.mark.parametrize("hops", [50, 51])
+def test_row_19_a_loop_ends(running_daemon, hops):
+    hop = FakeNextHop()
+    with running_daemon(hop).client() as client:
+        reply = client.deliver(b"Received: x\r\n" * hops + MAIL)
+    assert reply.startswith(b"250" if hops == 50 else b"554 5.4.6")
+    assert len(hop.messages) == (hops == 50)
+
+
+def test_row_13_silence_ends_in_421_at_each_step(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, limits={"idle_s": 0.05})
+    for lines in (
+        [],
+        [b"EHLO x"],
+        [b"EHLO x", b"MAIL FROM:<a@b>"],
+        [b"EHLO x", b"MAIL FROM:<a@b>", b"RCPT TO:<a@b>", b"DATA"],
+    ):
+        with running.client() as client:
+            for line in [b"", *lines]:
+                client.send(line + b"\r\n" if line else b"")
+                client.reply()
+            assert client.reply() == b"421 4.4.2 Timeout, closing connection"
+            assert client.closed()
+    assert hop.messages == []
+
+
+def test_row_13_a_client_that_never_reads_is_cut_off(running_daemon):
+    running = running_daemon(limits={"idle_s": 0.2})
+    with running.client() as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.greet()
+        with pytest.raises(OSError):
+            while True:
+                client.send(b"MAIL FROM:<a@b>\r\nRSET\r\n" * 4000)
+
+
+def test_scoring_and_relaying_do_not_count_as_the_clients_silence(running_daemon):
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop, limits={"idle_s": 0.1})
+    running.scorer.gate.clear()
+    running.scorer.entered.clear()
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\n")
+        assert running.scorer.entered.wait(30)
+        threading.Event().wait(0.3)  # three times the idle time
+        running.scorer.gate.set()
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        threading.Event().wait(0.3)
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        assert client.reply() == b"250 2.0.0 Ok: late"
+
+
+# Row 15: the next hop misbehaves
+
+FAULTS = [
+    (GREETING, b"554 go away", b"451 4.4.1"),
+    (GREETING, DROP, b"451 4.4.1"),
+    (GREETING, HANG, b"451 4.4.1"),
+    (GREETING, b"garbage", b"451 4.4.1"),
+    ("EHLO", DROP, b"451 4.4.1"),
+    ("EHLO", HANG, b"451 4.4.1"),
+    ("EHLO", b"421 4.3.2 busy", b"451 4.4.1"),
+    ("MAIL", DROP, b"451 4.4.2"),
+    ("MAIL", HANG, b"451 4.4.2"),
+    ("MAIL", b"452 4.3.1 full", b"452 4.3.1 full"),
+    ("MAIL", b"2x0 garbage", b"451 4.3.0"),
+    ("MAIL", b"250-one\r\n550 two", b"451 4.3.0"),
+    ("MAIL", b"x" * 100_000, b"451 4.3.0"),
+    ("MAIL", b"250-x\r\n" * 600 + b"250 x", b"451 4.3.0"),
+    ("RCPT", DROP, b"451 4.4.2"),
+    ("RCPT", HANG, b"451 4.4.2"),
+    ("RCPT", b"550 5.1.1 no", b"550 5.1.1 no"),
+    ("RCPT", b"\0\0\0\0", b"451 4.3.0"),
+    ("DATA", DROP, b"451 4.4.2"),
+    ("DATA", HANG, b"451 4.4.2"),
+    ("DATA", b"250 fine", b"451 4.3.0"),
+    ("DATA", b"451 4.3.5 later", b"451 4.3.5 later"),
+    ("DATA", b"554 5.5.1 no valid recipients", b"554 5.5.1 no valid recipients"),
+    (END_OF_DATA, DROP, b"451 4.4.2"),
+    (END_OF_DATA, HANG, b"451 4.4.2"),
+    (END_OF_DATA, b"354 again", b"451 4.3.0"),
+    (END_OF_DATA, b"552 5.3.4 big", b"552 5.3.4 big"),
+    (END_OF_DATA, b"garbage", b"451 4.3.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "act", "expected"),
+    FAULTS,
+    ids=lambda value: str(value)[:20] if value not in (HANG, DROP) else "HANG" if value is HANG else "DROP",
+)
+def test_row_15_the_next_hops_faults_are_temporary_and_its_refusals_its_own(running_daemon, step, act, expected):
+    hop = FakeNextHop(**{step: act})
+    timeouts = {f"{name}_timeout_s": 0.2 for name in ("reply", "data", "connect")}
+    running = running_daemon(hop, next_hop=timeouts)
+    with running.client() as client:
+        assert client.greet().startswith(b"250"), "EHLO never fails"
+        replies = [client.ask(b"MAIL FROM:<a@b>")]
+        for line in (b"RCPT TO:<c@d>", b"DATA", MAIL + b"."):
+            if replies[-1][:1] in b"23":
+                replies.append(client.ask(line))
+        assert replies[-1].startswith(expected)
+        assert hop.messages == []
+        assert client.ask(b"NOOP").startswith(b"250"), "the session goes on"
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        hop.script[step] = FakeNextHop().script[step]
+        client.ask(b"RSET")
+        assert [client.ask(line)[:3] for line in (b"MAIL FROM:<a@b>", b"RCPT TO:<c@d>", b"DATA", MAIL + b".")] == [
+            b"250", b"250", b"354", b"250",
+        ]  # fmt: skip
+
+
+def test_row_15_a_next_hop_that_is_not_there(running_daemon):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    running = running_daemon(next_hop={"host": "127.0.0.1", "port": port})
+    with running.client() as client:
+        assert client.greet() == (
+            b"250-filter.example\r\n250-SIZE 33554432\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES"
+        )
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"451 4.4.1")
+        hop = FakeNextHop()
+        running.hop = hop
+        running.loop.run(hop.start(port))
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250"), "it has come back"
+
+
+def test_row_15_a_hundred_lines_are_a_reply(running_daemon):
+    reply = b"\r\n".join([b"250-line"] * 99 + [b"250 last"])
+    with running_daemon(FakeNextHop(MAIL=reply)).client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<a@b>") == reply
+
+
+def test_an_overlong_or_dirty_reply_line_is_cut_and_cleaned(running_daemon):
+    with running_daemon(FakeNextHop(MAIL=b"550 a\0b\x1b[31m" + b"c" * 3000)).client() as client:
+        client.greet()
+        reply = client.ask(b"MAIL FROM:<a@b>")
+    assert reply.startswith(b"550 a b [31mccc") and len(reply) == 2000
+
+
+def test_421_of_the_next_hop_ends_the_session(running_daemon):
+    with running_daemon(FakeNextHop(RCPT=b"421 4.3.2 going down")).client() as client:
+        client.greet()
+        client.ask(b"MAIL FROM:<a@b>")
+        assert client.ask(b"RCPT TO:<a@b>") == b"421 4.3.2 going down"
+        assert client.closed()
+
+
+@pytest.mark.parametrize("act", [DROP, b"421 4.4.2 idle too long"])
+def test_a_next_hop_that_closed_an_idle_connection_is_asked_again(running_daemon, act):
+    hop = FakeNextHop(MAIL=[b"250 ok", act, b"250 ok"])
+    with running_daemon(hop).client() as client:
+        assert client.deliver(MAIL).startswith(b"250")
+        assert client.ask(b"MAIL FROM:<second@b>").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(MAIL + b".").startswith(b"250")
+    assert (len(hop.messages), hop.connections) == (2, 2)
+
+
+def test_a_client_named_by_xforward_is_not_lost_on_the_way(running_daemon):
+    hop = FakeNextHop(MAIL=[b"250 ok", DROP, b"250 ok"])
+    with running_daemon(hop).client() as client:
+        assert client.deliver(MAIL).startswith(b"250")
+        assert client.ask(b"XFORWARD NAME=spike").startswith(b"250")
+        assert client.ask(b"MAIL FROM:<second@b>").startswith(b"451 4.4.2")
+    assert len(hop.messages) == 1
+
+
+# Row 16: the client vanishes
+
+
+def gone(running, hop) -> None:
+    """Wait until the daemon has noticed, and its session has ended."""
+
+    async def ended() -> None:
+        listener = running.daemon.listener
+        assert listener is not None
+        tasks = [connection.task() for connection in listener.connections]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    running.loop.run(ended())
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["close", "half-close"])
+@pytest.mark.parametrize("after", ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "body", "scoring"])
+def test_row_16_a_client_that_leaves_before_the_hand_over_leaves_nothing(running_daemon, after, half):
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    lines = {"EHLO": b"EHLO x", "MAIL": b"MAIL FROM:<a@b>", "RCPT": b"RCPT TO:<a@b>", "DATA": b"DATA"}
+    running.scorer.gate.clear()
+    running.scorer.entered.clear()
+    with running.client() as client:
+        client.reply()
+        for step, line in lines.items():
+            if after == "greeting":
+                break
+            client.ask(line)
+            if step == after:
+                break
+        if after in ("body", "scoring"):
+            client.send(MAIL + (b".\r\n" if after == "scoring" else b""))
+        if after == "scoring":
+            assert running.scorer.entered.wait(30)
+        if half:
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.closed()
+    gone(running, hop)
+    running.scorer.gate.set()
+    assert (hop.messages, hop.torn) == ([], [])
+    assert b"DATA" not in hop.lines
+    if after == "scoring":
+        assert running.log[-1]["client"] == "left"
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["close", "half-close"])
+def test_row_16_a_client_that_leaves_during_the_hand_over_leaves_a_whole_message(running_daemon, half):
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\n")
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        if half:
+            client.socket.shutdown(socket.SHUT_WR)
+            running.loop.loop.call_soon_threadsafe(hop.release.set)
+            assert client.reply() == b"250 2.0.0 Ok: late"
+            assert client.closed()
+    running.loop.loop.call_soon_threadsafe(hop.release.set)
+    gone(running, hop)
+    assert [message.data.endswith(MAIL) for message in hop.messages] == [True]
+    assert hop.torn == []
+    assert running.log[-1]["reply"] == "250 2.0.0 Ok: late"
+
+
+# Row 17: scoring fails
+
+
+@pytest.mark.parametrize("fault", [b"raise", b"nan", b"unpreparable"])
+def test_row_17_unscored_mail_passes_and_says_so(running_daemon, fault):
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    mail = b"X-Spam-Status: No\r\nX-Fake: " + fault + b"\r\n\r\nbody\r\n"
+    with running.client() as client:
+        assert client.deliver(mail) == b"250 2.0.0 Ok: queued as NEXT1"
+        assert client.ask(b"NOOP").startswith(b"250")
+    clean = mail.removeprefix(b"X-Spam-Status: No\r\n")
+    assert hop.messages[0].data == b"X-Spamguard: unscored; reason=fault\r\n" + clean
+    assert running.log[-1]["label"] == "unscored"
+    assert running.daemon.journal.counters["deliver.unscored"] == 1
+
+
+def test_row_17_or_stays_with_the_sender(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, policy={"on_failure": "tempfail"}).client() as client:
+        reply = client.deliver(b"X-Fake: raise\r\n\r\nbody\r\n")
+        assert reply == b"451 4.7.1 Message could not be checked, try again later"
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(MAIL + b".").startswith(b"250")
+    assert len(hop.messages) == 1
+
+
+def test_row_17_a_scorer_that_hangs_costs_the_deadline(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, batch={"deadline_s": 0.1})
+    running.scorer.gate.clear()
+    with running.client() as client:
+        assert client.deliver(MAIL).startswith(b"250")
+    assert hop.messages[0].data == b"X-Spamguard: unscored; reason=deadline\r\n" + MAIL
+
+
+def test_a_fault_of_ours_is_temporary_and_keeps_its_text_to_itself(running_daemon, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("secret path /srv/mail")
+
     hop = FakeNextHop()
     running = running_daemon(hop)
     with running.client() as client:
-        assert client.deliver(b"Subject: hi\r\n\r\nmeeting\r\n") == b"250 2.0.0 Ok: queued as NEXT1"
-        assert client.ask(b"QUIT").startswith(b"221")
-    (message,) = hop.messages
-    assert message.data.endswith(b"Subject: hi\r\n\r\nmeeting\r\n")
-    assert b"X-Spamguard: ham" in message.data
+        client.greet()
+        monkeypatch.setattr(Relay, "mail", broken)
+        assert client.ask(b"MAIL FROM:<a@b>") == b"451 4.3.0 Internal error, try again later"
+        monkeypatch.undo()
+        monkeypatch.setattr(running.daemon.pipeline, "handle", broken)
+        client.ask(b"MAIL FROM:<a@b>")
+        client.ask(b"RCPT TO:<a@b>")
+        client.ask(b"DATA")
+        assert client.ask(MAIL + b".") == b"451 4.3.0 Internal error, try again later"
+        monkeypatch.undo()
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+    assert [line for line in running.log if "secret" in str(line)]
+    assert hop.messages == []
 
 
-def test_mail_without_next_hop_goes_into_the_maildir(running_daemon, tmp_path):
+def test_a_full_disk_is_temporary(running_daemon, tmp_path, monkeypatch):
     running = running_daemon()
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with running.client() as client:
-        assert client.deliver(b"Subject: hi\r\n\r\nviagra\r\n").startswith(b"250 2.0.0 Ok: delivered as ")
-    (file,) = (tmp_path / "Maildir/.Junk/new").iterdir()
-    print(file.read_text())
-    print(running.log)
+        assert client.deliver(MAIL) == b"452 4.3.1 Insufficient storage, try again later"
+    assert not [path for path in (tmp_path / "Maildir").rglob("*") if path.is_file() and path.name != "maildirfolder"]
+
+
+# The journal
+
+
+def test_row_25_one_line_a_message_whatever_is_in_it(running_daemon):
+    hop = FakeNextHop(dot=b"250 ok \x1b[31m red")
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.begin("<ü\u2028x\u202e@example>".encode(), b'<"' + b"y" * 2000 + b'"@x>')
+        client.ask(b"X-Fake: raise\r\n\r\n.")
+    line = running.log[-1]
+    assert line["sender"] == "ü x @example"
+    assert len(line["recipients"][0]) == 300
+    assert line["reply"] == "250 ok  [31m red"
+    assert line["failure"].startswith("fault: RuntimeError: secret path")
+    assert (line["event"], line["fate"], line["ingress"], line["recipient_count"]) == (
+        "message",
+        "deliver",
+        "smtp",
+        1,
+    )
+    assert all(character.isprintable() for value in line.values() if isinstance(value, str) for character in value)
+
+
+def test_addresses_can_be_kept_out_of_the_log(running_daemon):
+    running = running_daemon(log={"format": "json", "addresses": False})
+    with running.client() as client:
+        client.begin(b"<secret@example.org>", b"<hidden@example.net>")
+        client.ask(b".")
+    assert "secret" not in str(running.log) and "hidden" not in str(running.log)
+    assert running.log[-1]["recipient_count"] == 1
+
+
+# Shutdown and reload, inside the process
+
+
+def test_shutdown_dismisses_the_idle_and_finishes_what_is_past_data(running_daemon):
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop)
+    with running.client() as idle, running.client() as busy, running.client() as writing:
+        idle.greet()
+        writing.begin()
+        writing.send(b"half a mess")
+        busy.begin()
+        busy.send(MAIL + b".\r\n")
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        stopping = asyncio.run_coroutine_threadsafe(running.daemon.stop(), running.loop.loop)
+        assert idle.reply() == b"421 4.3.2 Shutting down, try again later"
+        assert idle.closed()
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        assert busy.reply() == b"250 2.0.0 Ok: late"
+        assert busy.reply() == b"421 4.3.2 Shutting down, try again later"
+        writing.send(b"age\r\n.\r\n")
+        assert writing.reply() == b"250 2.0.0 Ok: late"
+        stopping.result(30)
+        with pytest.raises(ConnectionRefusedError):
+            running.client()
+    assert len(hop.messages) == 2
+
+
+def test_shutdown_breaks_off_what_takes_too_long_and_says_how_many(running_daemon):
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop, limits={"shutdown_s": 0.1})
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\n")
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        running.loop.run(running.daemon.stop())
+        assert client.reply() == b"421 4.3.2 Shutting down, try again later"
+    assert [line["broken_off"] for line in running.log if line["event"] == "stopped"] == [1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(LINES.map(b"\r\n".join), min_size=1, max_size=3))
+def test_row_29_ham_is_the_same_on_both_sides(shared_daemon, lines):
+    hop, client = shared_daemon
+    for body in lines:
+        body += b"\r\n"
+        client.ask(b"MAIL FROM:<a@b>")
+        client.ask(b"RCPT TO:<a@b>")
+        client.ask(b"DATA")
+        assert client.ask((b"\r\n" + body).replace(b"\r\n.", b"\r\n..")[2:] + b".").startswith(b"250")
+        assert headers.strip(hop.messages.pop().data) == body
+
+
+@pytest.fixture
+def shared_daemon(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop).client() as client:
+        client.greet()
+        yield hop, client

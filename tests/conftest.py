@@ -6,9 +6,13 @@ import asyncio
 import gc
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +137,57 @@ class Client:
 
 
 Start = Callable[..., Running]
+
+
+class Process:
+    """The whole daemon as a process of its own, with the fake scorer; its log is a file."""
+
+    def __init__(self, file: Path, command: Sequence[str] = (), **environment: str) -> None:
+        command = command or (sys.executable, str(Path(__file__).parent / "fakes.py"), str(file))
+        self._file = file.with_suffix(".log")
+        with self._file.open("ab") as log:
+            self._start = log.tell()
+            self.popen = subprocess.Popen(command, stderr=log, env=os.environ | environment)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        with self._file.open("rb") as file:
+            file.seek(self._start)
+            return [json.loads(line) for line in file if line.startswith(b"{") and line.endswith(b"\n")]
+
+    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        """Wait for the count-th line of an event; the test's own time limit is the limit."""
+        while len(found := [line for line in self.log if line["event"] == event]) < count:
+            assert self.popen.poll() is None, self._file.read_text()
+            time.sleep(0.01)
+        return found[count - 1]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.wait_for("ready")["listen"].rsplit(":", 1)
+        return host, int(port)
+
+    def client(self) -> Client:
+        return Client(self.address)
+
+    def stop(self) -> int:
+        self.popen.terminate()
+        return self.popen.wait(60)
+
+
+@pytest.fixture
+def daemon_process() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*arguments: Any, **environment: str) -> Process:
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SYSTEM_FILE = Path("/etc/spamguard/spamguard.toml")
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class EncoderTable(Table):
@@ -85,7 +85,11 @@ class ListenTable(Table):
     @field_validator("allow_from", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
-        return tuple(ip_network(item, strict=False) for item in value) if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        if any(isinstance(item, int) for item in value):  # Python would read 5 as 0.0.0.5
+            raise ValueError('every item should be a network such as "192.0.2.0/24"')
+        return tuple(ip_network(item, strict=False) for item in value)
 
     @model_validator(mode="after")
     def _no_open_relay(self) -> ListenTable:
@@ -162,7 +166,10 @@ class Config(Table):
     @model_validator(mode="after")
     def _reachable(self) -> Config:
         hop = "127.0.0.1" if self.next_hop.host == "localhost" else self.next_hop.host
-        if hop and (hop, self.next_hop.port) == (self.listen.host, self.listen.port):
+        ours = {self.listen.host}
+        if ip_address(self.listen.host).is_unspecified:
+            ours |= {"127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104 (compared, not listened on)
+        if hop in ours and self.next_hop.port == self.listen.port:
             raise ValueError(f"next_hop is our own listener {hop}:{self.listen.port}")
         return self
 
@@ -232,7 +239,10 @@ def load(explicit: Path | None = None) -> Loaded:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{file or 'defaults'}: {_first(error)}") from error
-    return Loaded(_anchored(config, base), file, set_by_file)
+    try:
+        return Loaded(_anchored(config, base), file, set_by_file)
+    except RuntimeError as error:  # ~nobody/mail
+        raise ConfigError(f"{file}: a path begins with ~ and there is no such user") from error
 
 
 def _dotted(data: dict[str, Any]) -> Iterator[str]:
@@ -264,7 +274,16 @@ def _anchor(table: PathTable, base: Path) -> PathTable:
 
 def _anchor_model(table: EncoderTable, base: Path) -> EncoderTable:
     folder = base / Path(table.model).expanduser()
-    return table.model_copy(update={"model": str(folder)}) if folder.is_dir() else table
+    named = table.model != "embedded" and folder.is_dir()
+    return table.model_copy(update={"model": str(folder)}) if named else table
+
+
+# What pydantic says in Python's words.
+_TOML_WORDS = {
+    "model_type": "Input should be a table",
+    "path_type": "Input should be a path in quotes",
+    "tuple_type": "Input should be a list",
+}
 
 
 def _first(error: ValidationError) -> str:
@@ -272,7 +291,7 @@ def _first(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _TOML_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     given = problem["input"]
     shown = f" (not {given!r})" if isinstance(given, str | int | float | bool) else ""
     more = len(error.errors()) - 1

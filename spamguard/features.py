@@ -50,6 +50,9 @@ _SHOWN_HOST = re.compile(
 )
 _IP = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-f:.]{2,45}\]?|\d{8,10}|0x[0-9a-f]{8}|(?:0[x0-7][0-9a-f]*\.){3}\w+")
 _AUTHORITY = re.compile(r"(?:https?|ftp):/*([^/?#\s]*)", re.IGNORECASE)
+# A user name that looks like a host, or a letter or digit as %xx. People write http://info@shop.example and links
+# with %20 in them by mistake: all of those in modern ham (19 mails of 509).
+_ENCODED_LETTER = re.compile(r"%(?:3\d|[46][1-9a-f]|[57][0-9a])", re.IGNORECASE)
 _PORT = re.compile(r":(\d{1,5})$")
 
 
@@ -96,7 +99,11 @@ def _link_port(message: Message) -> float:
 
 
 def _link_disguise(message: Message) -> float:
-    return math.log1p(sum("%" in authority or "@" in authority for authority in _authorities(message)))
+    disguised = (
+        "." in authority.rpartition("@")[0] or _ENCODED_LETTER.search(authority)
+        for authority in _authorities(message)
+    )
+    return math.log1p(sum(map(bool, disguised)))
 
 
 def _link_code(message: Message) -> float:
@@ -325,7 +332,7 @@ FEATURES: tuple[Feature, ...] = (
 NAMES: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
 
 # Changes with the table; a change in what a function computes must change _REVISION.
-_REVISION = 2
+_REVISION = 3
 FEATURES_VERSION: str = hashlib.sha256(repr((_REVISION, NAMES)).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 
 import numpy as np
 import pytest
@@ -110,6 +111,16 @@ def value(name: str, raw: bytes) -> float:
     return float(structure(parse(raw))[NAMES.index(name)])
 
 
+@pytest.mark.parametrize("authority", ["info@shop.example", "see%20https:", "%22Activists%20in"])
+def test_slips_of_honest_writers_are_no_disguise(authority: str) -> None:
+    assert value("link_disguise", link(f"http://{authority}/")) == 0.0
+
+
+@pytest.mark.parametrize("authority", ["www.bank.example@evil.example", "%65vil.example"])
+def test_disguised_hosts(authority: str) -> None:
+    assert value("link_disguise", link(f"http://{authority}/")) > 0.0
+
+
 def test_every_feature_has_a_case() -> None:
     assert set(CASES) == set(NAMES)
 
@@ -133,7 +144,7 @@ def test_table() -> None:
     "header",
     ["Received: by x", "List-Id: <a.example>", "List-Unsubscribe: <mailto:a@b.example>", "Precedence: bulk",
      "X-Spam: yes",
-          "Message-ID: <1@a.example>", "In-Reply-To: <1@a.example>", "References: <1@a.example>", f"Date: {DATE}",
+     "Message-ID: <1@a.example>", "In-Reply-To: <1@a.example>", "References: <1@a.example>", f"Date: {DATE}",
      "To: b@c.example", "Sender: list@a.example", "Return-Path: <a@b.example>", "Delivered-To: b@c.example"],
 )  # fmt: skip
 def test_origin_is_no_evidence(header: str) -> None:
@@ -169,3 +180,17 @@ def test_bounded_and_finite(raw: bytes) -> None:
     values = structure(parse(raw))
     assert values.dtype == np.float32 and values.shape == (len(FEATURES),)
     assert np.isfinite(values).all() and (values >= 0).all() and (values <= 10).all()
+
+
+@pytest.mark.parametrize("unit", ["a", "a.", ".", "@", "%", "0x0.", "1.", "www.", "a ", "a-", "$", "\u0430a"])
+def test_row10_features_are_linear(unit: str) -> None:
+    long = unit * (2_000 // len(unit))
+    messages = [
+        parse(html(f'<a href="http://{long}">{long}</a>' * 500)),
+        parse(mail(long * 100)),
+        parse(mail(From=long * 2)),
+    ]
+    start = time.process_time()
+    for message in messages:
+        structure(message)
+    assert time.process_time() - start < 5.0

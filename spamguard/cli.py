@@ -52,7 +52,12 @@ def fail(message: str) -> NoReturn:
     sys.exit(ERROR)
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.version_option(__version__, prog_name="spamguard")
 @click.option(
     "--config",
@@ -73,6 +78,8 @@ def main(context: click.Context, file: Path | None) -> None:
     Exit codes: 0 done, 2 error (one line on standard error). `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
     """
     context.obj = file
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def load_config(context: click.Context) -> Loaded:
@@ -188,6 +195,8 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     click.echo(
         f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
     )
+    if config.head.path is not None:
+        _complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
 
 
 @main.command()

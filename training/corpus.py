@@ -42,9 +42,12 @@ def find(paths: Iterable[Path]) -> Iterator[Labelled]:
     """All labelled messages below the paths. Raises CorpusError naming a path that holds none."""
     for path in paths:
         found = False
-        for item in _in_path(path):
-            found = True
-            yield item
+        try:
+            for item in _in_path(path):
+                found = True
+                yield item
+        except OSError as error:  # a folder, mbox or CSV that may not be opened
+            raise CorpusError(f"{error.filename or path}: {error.strerror}") from error
         if not found:
             raise CorpusError(
                 f"{path}: no labelled mail (a Maildir with a Junk or Spam folder, folders named ham and spam, "
@@ -131,15 +134,20 @@ def _is_maildir(path: Path) -> bool:
 
 
 def _in_maildir(path: Path) -> Iterator[Labelled]:
-    """INBOX and folders are ham if seen, Junk and Spam are spam; what says nothing is passed over."""
+    """Junk and Spam are spam, with all folders below them; the rest is ham if it was seen and is not deleted.
+
+    The Maildir itself may be such a folder: `retrain ~/Maildir/.Junk` is spam and nothing else.
+    """
     for folder in [path, *sorted(f for f in path.iterdir() if f.name.startswith(".") and _is_maildir(f))]:
-        label = _label_of(folder.name) if folder != path else 0
-        if folder != path and folder.name.lower().removeprefix(".").removeprefix("inbox.") in SILENT_NAMES:
+        names = set(folder.name.lower().removeprefix(".").split(".")) if folder.name.startswith(".") else set()
+        label = 1 if names & SPAM_NAMES else _label_of(folder.name)
+        if names & SILENT_NAMES:
             continue
         for name in ("cur", "new"):
             for file in sorted((folder / name).iterdir()):
-                seen = "S" in file.name.partition(":2,")[2]
-                if file.is_file() and not file.is_symlink() and (label == 1 or seen):
+                flags = file.name.partition(":2,")[2]
+                kept = label is not None or ("S" in flags and "T" not in flags)
+                if file.is_file() and not file.is_symlink() and kept:
                     yield Labelled(label or 0, str(file), path.name, _Reader(file))
 
 
@@ -175,7 +183,7 @@ class _MboxReader:
 def _in_table(file: Path) -> Iterator[Labelled]:
     """Rows of a CSV or TSV with columns `label` (ham, spam, 0, 1) and `text`; the text becomes a message's body."""
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=separator)
         if not {"label", "text"} <= set(reader.fieldnames or ()):
             raise CorpusError(f"{file}: needs the columns label and text, has {', '.join(reader.fieldnames or ())}")

@@ -17,7 +17,7 @@ import pandas as pd
 from spamguard import __version__, bundle
 from spamguard.config import Config
 from spamguard.encoder import Encoder
-from spamguard.errors import BundleError
+from spamguard.errors import BundleError, CorpusError
 from spamguard.featurestore import FeatureStore, stack
 from spamguard.head import AdditiveHead, Features
 from spamguard.wide import width
@@ -49,6 +49,8 @@ def gather(
     with FeatureStore(features_dir(config), encoder.fingerprint) as store:
         told = None if progress is None else lambda done, total: progress("reading", done, total)
         table, complaints = tabulate(paths, encoder, store, told)
+        if table.empty:
+            raise CorpusError(f"no labelled message is left: {complaints[0]} (and {len(complaints) - 1} more)")
         rows = store.get(table["content"].tolist())
     return table, stack([rows[content] for content in table["content"]]), complaints
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import daemon
 from spamguard import config
 from spamguard.config import Config, Table, load
 from spamguard.errors import ConfigError
@@ -272,6 +273,13 @@ def test_the_page_lists_exactly_the_keys_types_defaults_and_meanings() -> None:
         for key in re.findall(r"^\| `(\w+)` \|", rows, re.M)
     }  # fmt: skip
     assert described | {("state_dir", None)} == set(KEYS)  # the renderer forgets nothing either
+
+
+def test_the_page_names_what_a_reload_does_not_change() -> None:
+    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    sentence = re.search(r"Only a restart\s+changes (.*?);", page, re.S)
+    assert sentence
+    assert re.findall(r"`\[?(\w+)\]?`", sentence[1]) == list(daemon._FIXED)
 
 
 def test_every_key_says_what_it_means() -> None:

@@ -28,14 +28,15 @@ async def read(reader: asyncio.StreamReader, limit: int) -> bytes | None:
         except asyncio.LimitOverrunError as error:
             chunk = await reader.readexactly(error.consumed)
         size += len(chunk)
-        # Stuffed dots and the frame are counted too: a few bytes do not matter, and memory is what is bounded.
-        if chunks is not None and size > limit + len(b"\r\n" + END):
+        # The dots are still in it, at most one for three bytes ("." CRLF); SIZE counts without them (RFC 1870, 5).
+        if size > limit + limit // 3 + len(b"\r\n." + END):
             chunks = None
         if chunks is not None:
             chunks.append(chunk)
     if chunks is None:
         return None
-    return b"".join(chunks).replace(b"\r\n.", b"\r\n")[2:-2]
+    data = b"".join(chunks).replace(b"\r\n.", b"\r\n")[2:-2]
+    return data if len(data) <= limit else None
 
 
 def normalised(data: bytes) -> tuple[bytes, bool]:

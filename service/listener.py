@@ -14,7 +14,7 @@ from .delivery import Delivery
 from .journal import Journal
 from .pipeline import Pipeline
 from .session import Session
-from .smtp import Connection
+from .smtp import STOPPING, Connection
 
 _BACKLOG = 1024
 
@@ -44,6 +44,7 @@ class Listener:
         self._listen = config.listen
         self._way_out = way_out
         self._server: asyncio.Server | None = None
+        self._stopping = False
 
     async def start(self, bound: socket.socket) -> None:
         """Let clients in. Raises ConfigError if another process listens there."""
@@ -59,20 +60,29 @@ class Listener:
 
     def refusal(self, connection: Connection) -> bytes | None:
         """The reply for a client that may not come in."""
+        if self._stopping:
+            return STOPPING
         if len(self.connections) > self.limits.connections:
             self.journal.count("refused.connections")
             return b"421 4.3.2 Too many connections, try again later"
-        address = ip_address(connection.peer.partition("%")[0])
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        if self._listen.allow_from and not any(address in network for network in self._listen.allow_from):
+        if self._listen.allow_from and not self._allowed(connection.peer):
             self.journal.write("warning", "refused", peer=connection.peer, cause="not in listen.allow_from")
             self.journal.count("refused.allow_from")
             return b"554 5.7.1 Access denied"
         return None
 
+    def _allowed(self, peer: str) -> bool:
+        try:
+            address = ip_address(peer.partition("%")[0])
+        except ValueError:  # The client was gone before its address could be asked for.
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._listen.allow_from)
+
     async def stop(self, seconds: float) -> int:
         """Stop accepting, dismiss who is idle, let messages under way end; return how many had to be broken off."""
+        self._stopping = True
         if self._server is not None:
             self._server.close()
         for connection in tuple(self.connections):

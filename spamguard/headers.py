@@ -86,6 +86,8 @@ def hops(raw: bytes) -> int:
 
 def printable(text: str, limit: int) -> str:
     """Text of foreign origin for a header or a log: one line, nothing that a terminal obeys, bounded."""
+    if len(text) <= limit and text.isprintable():
+        return text
     shown = "".join(c if c.isprintable() else " " for c in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 

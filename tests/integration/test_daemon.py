@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+import spamguard
+
 pytestmark = pytest.mark.integration
+
+SHIPPED = Path(spamguard.__file__).parent / "heads/default"
 
 MAIL = b"Subject: hi\r\n\r\nmeeting\r\n"
 
@@ -111,6 +115,27 @@ def test_a_port_in_use_is_one_line_and_found_before_the_model_is_loaded(file):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.endswith(f"listen: cannot bind 127.0.0.1:{port}: Address already in use")
+
+
+@pytest.mark.skipif(not (SHIPPED / "manifest.json").is_file(), reason="no head has been fitted yet: make head")
+def test_the_command_itself_with_the_head_that_ships(file, tmp_path, daemon_process):
+    """`spamguard serve`, the real encoder and all: GTUBE is spam, and a letter among friends is not."""
+    file.write_text(file.read_text() + '[log]\nformat = "json"\n')
+    command = (sys.executable, "-c", "from spamguard.cli import main; main()", "--config", str(file), "serve")
+    process = daemon_process(file, command)
+    gtube = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+    letter = (
+        b"Hi Anna,\r\n\r\nshall we meet on Friday to go through the slides? I can be there at ten.\r\n\r\nPaul\r\n"
+    )
+    with process.client() as client:
+        assert client.deliver(b"From: a@example.org\r\nSubject: test\r\n\r\n" + gtube + b"\r\n").startswith(b"250")
+    with process.client() as client:
+        assert client.deliver(b"From: paul@example.org\r\nSubject: Friday\r\n\r\n" + letter).startswith(b"250")
+    assert process.stop() == 0
+    (spam,) = delivered(tmp_path, ".Junk/new")
+    assert b"\nX-Spam-Flag: YES\n" in spam and b"GTUBE" in spam.split(b"\n\n")[0]
+    (ham,) = delivered(tmp_path)
+    assert b"\nX-Spam-Status: No, " in ham and ham.endswith(letter.replace(b"\r\n", b"\n"))
 
 
 def test_row_18_what_was_answered_250_is_there_after_sigkill(file, tmp_path, daemon_process):

@@ -200,6 +200,15 @@ def test_row_2_dots_and_lengths_survive(lines, buffer, data):
     assert content.normalised(body) == (body, False)
 
 
+@pytest.mark.parametrize(("lines", "fits"), [(1000, True), (1001, False), (9000, False)])
+def test_row_2_stuffed_dots_are_not_counted(lines, fits):
+    wire = b"..\r\n" * lines + b".\r\n"
+    assert read_in_pieces(wire + b"QUIT\r\n", [wire, b"QUIT\r\n"], limit=3000, buffer=64) == (
+        b".\r\n" * lines if fits else None,
+        b"QUIT\r\n",
+    )
+
+
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n", b"\0"]), max_size=30).map(b"".join))
 def test_row_1_what_we_send_can_be_read_in_one_way_only(data):
     wire = content.wire(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import mailbox
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -163,21 +162,39 @@ class _Reader:
 
 
 def _in_mbox(file: Path, label: int, source: str) -> Iterator[Labelled]:
+    for number, (start, end) in enumerate(_mbox_spans(file)):
+        yield Labelled(label, f"{file}:{number}", source, _MboxReader(file, start, end))
+
+
+def _mbox_spans(file: Path) -> list[tuple[int, int]]:
+    """Where each message begins, below its "From " line, and ends. (mailbox.mbox would open the file for writing.)"""
+    starts, ends, position, blank = [], [], 0, True
     with file.open("rb") as stream:
-        if not stream.read(5) == b"From ":
-            raise CorpusError(f"{file}: not an mbox file (it must begin with 'From ')")
-    box = mailbox.mbox(file, create=False)
-    for key in box.keys():  # noqa: SIM118 (iterating the mailbox itself would parse every message)
-        yield Labelled(label, f"{file}:{key}", source, _MboxReader(box, key))
+        for line in stream:
+            if blank and line.startswith(b"From "):
+                ends.append(position)
+                starts.append(position + len(line))
+            elif not starts:
+                break
+            blank = line in (b"\n", b"\r\n")
+            position += len(line)
+    if not starts:
+        raise CorpusError(f"{file}: not an mbox file (it must begin with 'From ')")
+    return list(zip(starts, [*ends[1:], position], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class _MboxReader:
-    box: mailbox.mbox
-    key: str
+    file: Path
+    start: int
+    end: int
 
     def __call__(self) -> bytes:
-        return self.box.get_bytes(self.key)
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            raw = stream.read(min(self.end - self.start, MAIL_LIMIT))
+        # The empty line before the next "From " line is not part of the message.
+        return next((raw[: -len(eol)] for eol in (b"\r\n", b"\n") if raw.endswith(eol * 2)), raw)
 
 
 def _in_table(file: Path) -> Iterator[Labelled]:

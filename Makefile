@@ -31,5 +31,11 @@ check: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(STAMP) ## accuracy table; CORPORA=DIR holds a folder spamassassin with ham/ and spam/
+	$(BIN)/python benchmarks/accuracy.py $(or $(CORPORA),$(error say CORPORA=DIR))/spamassassin
+
+head: $(STAMP) ## fit the head that ships; CORPORA=DIR holds the corpora of docs/head-and-accuracy.md
+	$(BIN)/python -m training.ship $(or $(CORPORA),$(error say CORPORA=DIR)) spamguard/heads/default
+
 clean: ## remove what was built (not your mail in run/)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

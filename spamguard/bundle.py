@@ -40,7 +40,7 @@ class Inputs(BaseModel):
 
     text: str = message.TEXT_VERSION
     wide: int = wide.WIDE_VERSION
-    structure: tuple[str, ...] = features.NAMES
+    structure: str = features.FEATURES_VERSION
 
 
 class Manifest(BaseModel):
@@ -135,7 +135,7 @@ def load(folder: Path, encoder: Encoder) -> Bundle:
     if manifest.inputs != Inputs():
         raise BundleError(f"{folder}: fitted by another version of spamguard; run spamguard retrain")
     head = _read_head(folder, manifest)
-    fault = head.check(encoder.dim, wide.width(encoder.vocab_size), len(features.NAMES))
+    fault = head.check(encoder.dim, encoder.vocab_size, len(features.NAMES))
     if fault:
         raise BundleError(f"{folder}/{WEIGHTS}: {fault}")
     try:

@@ -66,8 +66,9 @@ class FeatureStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS row (content TEXT, version TEXT, deep BLOB NOT NULL, columns BLOB"
-                " NOT NULL, counts BLOB NOT NULL, structure BLOB NOT NULL, PRIMARY KEY (content, version)) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS row (content TEXT, version TEXT, deep BLOB NOT NULL,"
+                " columns BLOB NOT NULL, counts BLOB NOT NULL, structure BLOB NOT NULL,"
+                " PRIMARY KEY (content, version)) WITHOUT ROWID"
             )
         except (OSError, sqlite3.Error) as error:
             raise FeatureStoreError(f"{self.file}: {error}") from error
@@ -126,5 +127,5 @@ class FeatureStore:
 
 
 def _inputs_version() -> str:
-    named = [message.TEXT_VERSION, wide.WIDE_VERSION, wide.WIDE_TOKENS, features.NAMES]
+    named = [message.TEXT_VERSION, wide.WIDE_VERSION, wide.WIDE_TOKENS, features.FEATURES_VERSION]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from .featurestore import Row, stack
 from .head import AdditiveHead, Features, probability
 from .message import Message, is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
-from .wide import WIDE_TOKENS, count, pair_columns
+from .wide import WIDE_TOKENS, count
 
 # How many single reasons a verdict carries; --explain shows all of these, a header the first few.
 REASONS = 12
@@ -109,18 +109,15 @@ class Scorer:
         return tuple(sorted(found, key=lambda reason: -abs(reason.logit))[:REASONS])
 
     def _words(self, item: Prepared, seen: Features, i: int, head: AdditiveHead) -> dict[str, float]:
-        """Each word's share of the wide part: of each column the shares of its occurrences, of a pair one half."""
+        """Each word's share of the wide part: the shares of its pieces, at each occurrence."""
         row = seen.wide[i]
         each = dict(zip(row.columns.tolist(), head.word_shares(row) / row.counts, strict=True))
         text = item.message.text
         ids, spans = self.encoder.pieces(text, WIDE_TOKENS)
         words = [text[start:end].lower() for start, end in spans]
         shares: defaultdict[str, float] = defaultdict(float)
-        for word, single in zip(words, ids.tolist(), strict=True):
-            shares[word] += float(each.get(single, 0.0))
-        for k, pair in enumerate(pair_columns(ids, self.encoder.vocab_size).tolist()):
-            for word in words[k : k + 2]:
-                shares[word] += float(each.get(pair, 0.0)) / 2
+        for word, piece in zip(words, ids.tolist(), strict=True):
+            shares[word] += float(each.get(piece, 0.0))
         return shares
 
 
@@ -135,5 +132,5 @@ def prepare(encoder: Encoder, raw: bytes) -> Prepared:
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
     """What a head sees of the batch. Raises ScoringError."""
     deep = encoder.encode([item.token_ids for item in batch])
-    wide = [count(item.token_ids, encoder.vocab_size) for item in batch]
+    wide = [count(item.token_ids) for item in batch]
     return stack([Row(*seen) for seen in zip(deep, wide, [item.structure for item in batch], strict=True)])

@@ -1,4 +1,4 @@
-"""The wide part's view of a text: how often each WordPiece id, and each pair of neighbours, occurs."""
+"""The wide part's view of a text: how often each WordPiece id occurs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from .encoder import FloatArray, TokenIds
 WIDE_VERSION = 1
 # Tokens of a message that are counted. The encoder reads fewer; counting costs next to nothing.
 WIDE_TOKENS = 1024
-# Pairs of neighbouring ids are hashed into this many columns behind the single ids.
-PAIR_COLUMNS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +23,13 @@ class Counts:
     counts: npt.NDArray[np.uint16]
 
 
-def width(vocab_size: int) -> int:
-    """Number of columns of the wide part."""
-    return vocab_size + PAIR_COLUMNS
+def count(tokens: TokenIds) -> Counts:
+    """Count the ids of a text's tokens; an id is its column.
 
-
-def pair_columns(tokens: TokenIds, vocab_size: int) -> npt.NDArray[np.uint32]:
-    """The column of each pair of neighbours, shape (len(tokens) - 1,): Fibonacci hashing (Knuth, TAOCP 6.4)."""
-    ids = tokens.astype(np.uint64)
-    mixed = (ids[:-1] * np.uint64(0x9E3779B97F4A7C15)) ^ (ids[1:] * np.uint64(0xC2B2AE3D27D4EB4F))
-    mixed *= np.uint64(0x9E3779B97F4A7C15)
-    hashed = (mixed >> np.uint64(48)).astype(np.uint32) % np.uint32(PAIR_COLUMNS)
-    return (hashed + np.uint32(vocab_size)).astype(np.uint32)
-
-
-def count(tokens: TokenIds, vocab_size: int) -> Counts:
-    """Count ids and pairs of a text's tokens."""
-    singles = tokens.astype(np.uint32)
-    columns, counts = np.unique(np.concatenate([singles, pair_columns(tokens, vocab_size)]), return_counts=True)
+    Hashed pairs of neighbouring ids beside them were tried: AUC .99928 against .99919 in 3-fold cross-validation on
+    the SpamAssassin training part, within the noise, for twice the time to fit and three times the size.
+    """
+    columns, counts = np.unique(tokens.astype(np.uint32), return_counts=True)
     return Counts(columns, np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16))
 
 

@@ -20,7 +20,6 @@ from spamguard.encoder import Encoder
 from spamguard.errors import BundleError, CorpusError
 from spamguard.featurestore import FeatureStore, stack
 from spamguard.head import AdditiveHead, Features
-from spamguard.wide import width
 
 from .corpus import tabulate
 from .fit import Fitted, fit
@@ -80,9 +79,7 @@ def retrain(
     labels = labels_of(table)
     prior = None if fresh or kind == "mlp" else shipped_prior(encoder)
     told = None if progress is None else lambda done, total: progress("fitting", done, total)
-    fitted = fit(
-        features, labels, columns=width(encoder.vocab_size), kind=kind, prior=prior, seed=seed, progress=told
-    )
+    fitted = fit(features, labels, columns=encoder.vocab_size, kind=kind, prior=prior, seed=seed, progress=told)
     new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, fitted, prior, paths))
     folder = bundle.save(new, config.heads_dir / new.id)
     bundle.put_in_service(folder)

@@ -26,10 +26,9 @@ from spamguard.encoder import TokenIds
 from spamguard.errors import BundleError
 from spamguard.head import AdditiveHead, MlpHead
 from spamguard.verdict import Cutoffs
-from spamguard.wide import width
 
 DIM, VOCABULARY, HIDDEN = 6, 50, 4
-COLUMNS, STRUCTURE = width(VOCABULARY), len(features.NAMES)
+COLUMNS, STRUCTURE = VOCABULARY, len(features.NAMES)
 
 
 @dataclass(frozen=True)
@@ -287,8 +286,8 @@ def test_another_encoder_is_refused_with_what_differs_and_what_to_do(saved: Path
 
 @pytest.mark.parametrize(
     "change",
-    [{"text": "0"}, {"wide": 0}, {"structure": list(features.NAMES[1:])}, {"structure": [*features.NAMES[::-1]]}],
-    ids=["text", "wide", "a feature less", "another order"],
+    [{"text": "0"}, {"wide": 0}, {"structure": "0" * 16}],
+    ids=["text", "wide", "structure"],
 )
 def test_another_version_of_the_inputs_is_refused(saved: Path, change: dict[str, Any]) -> None:
     inputs = json.loads((saved / MANIFEST).read_text())["inputs"]

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from spamguard.head import HEADS, AdditiveHead, Features, MlpHead, probability
-from spamguard.wide import PAIR_COLUMNS, Counts, count, pair_columns, weigh, width
+from spamguard.wide import Counts, count, weigh
 
 DIM, VOCABULARY, STRUCTURE = 6, 50, 4
-COLUMNS = width(VOCABULARY)
+COLUMNS = VOCABULARY
 
 
 def random_features(n: int, seed: int = 0) -> Features:
     rng = np.random.default_rng(seed)
-    wide = [count(rng.integers(0, VOCABULARY, rng.integers(0, 30)).astype(np.int32), VOCABULARY) for _ in range(n)]
+    wide = [count(rng.integers(0, VOCABULARY, rng.integers(0, 30)).astype(np.int32)) for _ in range(n)]
     return Features(
         rng.normal(size=(n, DIM)).astype(np.float32), wide, rng.normal(size=(n, STRUCTURE)).astype(np.float32)
     )
@@ -91,25 +91,17 @@ def test_probability_is_bounded_and_finite() -> None:
     assert out[1] == 0.5 and 0 < out[0] < 1e-4 and 1 - 1e-4 < out[2] < 1
 
 
-def test_count_counts_ids_and_pairs() -> None:
-    tokens = np.asarray([7, 3, 7, 3], dtype=np.int32)
-    row = count(tokens, VOCABULARY)
-    pairs = pair_columns(tokens, VOCABULARY)
-    assert pairs[0] == pairs[2] != pairs[1]
-    assert dict(zip(row.columns.tolist(), row.counts.tolist(), strict=True)) == {3: 2, 7: 2, pairs[0]: 2, pairs[1]: 1}
-    assert ((pairs >= VOCABULARY) & (pairs < VOCABULARY + PAIR_COLUMNS)).all()
+def test_count_counts_ids() -> None:
+    row = count(np.asarray([7, 3, 7, 3, 9], dtype=np.int32))
+    assert dict(zip(row.columns.tolist(), row.counts.tolist(), strict=True)) == {3: 2, 7: 2, 9: 1}
 
 
-def test_pairs_tell_the_order_apart_and_spread() -> None:
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(0, 30522, 20_000).astype(np.int32)
-    used = np.unique(pair_columns(tokens, 30522))
-    assert len(used) > 0.9 * PAIR_COLUMNS * (1 - np.exp(-len(tokens) / PAIR_COLUMNS))
-    assert pair_columns(np.asarray([5, 9], np.int32), 50)[0] != pair_columns(np.asarray([9, 5], np.int32), 50)[0]
+def test_count_stops_at_what_its_type_holds() -> None:
+    assert count(np.zeros(70_000, dtype=np.int32)).counts.tolist() == [65_535]
 
 
 def test_empty_text_has_no_columns_and_no_weight() -> None:
-    row = count(np.asarray([], dtype=np.int32), VOCABULARY)
+    row = count(np.asarray([], dtype=np.int32))
     assert len(row.columns) == 0 and len(weigh(row, np.ones(COLUMNS, np.float32))) == 0
 
 

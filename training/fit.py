@@ -162,7 +162,8 @@ def _sparse_block(values: sparse.csr_array, weights: Array, penalty: float) -> _
         change[occurring] = step * scale
         return change
 
-    scaled = sparse.csr_array((values.data * scale[values.indices].astype(np.float32), values.indices, values.indptr))
+    data = values.data * scale[values.indices].astype(np.float32)
+    scaled = sparse.csr_array((data, values.indices, values.indptr), shape=values.shape)
     return _Block(scaled, penalty * scale**2, restore)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
 from tests.tiny_bert import save_tiny_bert
+
+
+# On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Tiny:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On a busy machine the threads of a BLAS wait for each other longer than our small arrays need."""
+    """The same for a BLAS that was loaded before."""
     with threadpool_limits(1):
         yield
 

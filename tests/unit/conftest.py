@@ -16,7 +16,6 @@ from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
 from tests.tiny_bert import save_tiny_bert
 
-
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,12 +48,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    from training.retrain import retrain
+    from training.fit import Penalties, fit
+    from training.retrain import gather, labels_of
 
     root = tmp_path_factory.mktemp("tiny")
     bert = save_tiny_bert(root / "bert")
     encoder = load(EncoderTable(model=str(bert), device="cpu", max_tokens=32, threads=1))
     made = Tiny(bert, encoder, tiny_corpus.write_folders(root / "corpus"), root / "head")
-    done = retrain([made.corpus], made.config(root / "state"), encoder, fresh=True)
-    bundle.save(done.bundle, made.head)
+    table, features, _ = gather([made.corpus], made.config(root / "state"), encoder)
+    # Penalties of our own, so that no test hangs on what the benchmarks choose as default.
+    penalties = Penalties(deep=3.0, wide=0.03, structure=1.0)
+    fitted = fit(features, labels_of(table), columns=encoder.vocab_size, penalties=penalties)
+    bundle.save(bundle.make(fitted.head, fitted.cutoffs, encoder, {}), made.head)
     return made

@@ -11,6 +11,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip' || { echo 'make: $(PYTHON) lacks venv: apt-get install python3.11-venv'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -35,7 +36,7 @@ bench: $(STAMP) ## accuracy table; CORPORA=DIR holds a folder spamassassin with 
 	$(BIN)/python benchmarks/accuracy.py $(or $(CORPORA),$(error say CORPORA=DIR))/spamassassin
 
 head: $(STAMP) ## fit the head that ships; CORPORA=DIR holds the corpora of docs/head-and-accuracy.md
-	$(BIN)/python -m training.ship $(or $(CORPORA),$(error say CORPORA=DIR)) spamguard/heads/default
+	SPAMGUARD_CONFIG=docs/newcomer.toml $(BIN)/python -m training.ship $(or $(CORPORA),$(error say CORPORA=DIR)) spamguard/heads/default
 
 clean: ## remove what was built (not your mail in run/)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ from spamguard.featurestore import FeatureStore, stack
 from spamguard.head import AdditiveHead, Features
 
 from .corpus import tabulate
-from .fit import Fitted, fit
+from .fit import fit
 from .report import Figures, figures
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
@@ -80,7 +80,7 @@ def retrain(
     prior = None if fresh or kind == "mlp" else shipped_prior(encoder)
     told = None if progress is None else lambda done, total: progress("fitting", done, total)
     fitted = fit(features, labels, columns=encoder.vocab_size, kind=kind, prior=prior, seed=seed, progress=told)
-    new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, fitted, prior, paths))
+    new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, prior, paths))
     folder = bundle.save(new, config.heads_dir / new.id)
     bundle.put_in_service(folder)
     return Retrained(
@@ -107,9 +107,7 @@ def shipped_prior(encoder: Encoder) -> AdditiveHead | None:
     return head if isinstance(head, AdditiveHead) else None
 
 
-def provenance(
-    table: pd.DataFrame, fitted: Fitted, prior: AdditiveHead | None, paths: Sequence[Path]
-) -> dict[str, Any]:
+def provenance(table: pd.DataFrame, prior: AdditiveHead | None, paths: Sequence[Path]) -> dict[str, Any]:
     """What a head was made of: counts, a hash over the labelled contents, and the code's version."""
     pairs = sorted(zip(table["content"], table["label"], strict=True))
     return {

@@ -26,9 +26,9 @@ Labels = npt.NDArray[np.int64]  # 1 is spam
 LEAST_OF_A_CLASS = 5
 FOLDS = 3
 TOLERANCE, FLAT = 1e-5, 0.01
-# Shares of ham that may be called spam, and at least unsure, on mail that the head was not fitted on.
-SPAM_RATE, UNSURE_RATE = 1 / 1000, 1 / 50
-SPAM_BOUNDS, UNSURE_LEAST = (0.9, 0.999), 0.5
+# Share of ham that may be called spam, on mail that the head was not fitted on; few ham cannot show so rare a
+# mistake, so the cut-off stays within bounds. From UNSURE on, a calibrated head finds spam the likelier.
+SPAM_RATE, SPAM_BOUNDS, UNSURE = 1 / 1000, (0.9, 0.999), 0.5
 MLP_WIDTH, MLP_EPOCHS, MLP_BATCH = 512, 10, 32
 
 
@@ -291,14 +291,10 @@ def calibrated(head: AdditiveHead | MlpHead, slope: float, offset: float) -> Add
     return replace(head, bias=(head.bias * slope + offset).astype(np.float32), **scaled)
 
 
-def choose_cutoffs(ham: Array, weights: Array) -> Cutoffs:
-    """Cut-offs from the out-of-fold probabilities of ham: what SPAM_RATE and UNSURE_RATE of it would exceed.
-
-    Few ham cannot show a rare mistake, so the cut-offs stay within the bounds given.
-    """
-    spam = float(np.clip(_quantile(ham, weights, 1 - SPAM_RATE), *SPAM_BOUNDS))
-    unsure = float(np.clip(_quantile(ham, weights, 1 - UNSURE_RATE), UNSURE_LEAST, spam))
-    return Cutoffs(round(unsure, 4), round(spam, 4))
+def choose_cutoffs(ham: Array, weights: Array, rate: float = SPAM_RATE) -> Cutoffs:
+    """Cut-offs from the out-of-fold probabilities of ham: `rate` of its weight would be called spam."""
+    spam = float(np.clip(_quantile(ham, weights, 1 - rate), *SPAM_BOUNDS))
+    return Cutoffs(UNSURE, round(spam, 4))
 
 
 def balanced(labels: Labels) -> Array:

@@ -335,7 +335,7 @@ def test_cutoffs_are_ordered_and_within_bounds(kind: Any) -> None:
     for strength in (0.0, 6.0):
         features, labels = problem(40, strength=strength)
         cutoffs = fit(features, labels, columns=COLUMNS, kind=kind).cutoffs
-        assert fitting.UNSURE_LEAST <= cutoffs.unsure <= cutoffs.spam
+        assert cutoffs.unsure == fitting.UNSURE <= cutoffs.spam
         assert fitting.SPAM_BOUNDS[0] <= cutoffs.spam <= fitting.SPAM_BOUNDS[1]
 
 
@@ -343,12 +343,11 @@ def test_cutoffs_follow_the_ham() -> None:
     ones = np.ones(10_000)
     clean = choose_cutoffs(np.linspace(0, 0.3, 10_000), ones)
     assert (clean.unsure, clean.spam) == (0.5, 0.9)
-    some = choose_cutoffs(np.concatenate([np.full(9_700, 0.1), np.full(300, 0.7)]), ones)
-    assert (some.unsure, some.spam) == (0.7, 0.9)
     worse = choose_cutoffs(np.concatenate([np.full(9_980, 0.1), np.full(20, 0.97)]), ones)
     assert (worse.unsure, worse.spam) == (0.5, 0.97)
     hopeless = choose_cutoffs(np.full(10_000, 0.9999), ones)
-    assert (hopeless.unsure, hopeless.spam) == (0.999, 0.999)
+    assert (hopeless.unsure, hopeless.spam) == (0.5, 0.999)
+    assert choose_cutoffs(np.linspace(0, 1, 10_001), np.ones(10_001), rate=0.05).spam == pytest.approx(0.95, abs=1e-3)
 
 
 def test_cutoffs_count_weights() -> None:

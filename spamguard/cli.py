@@ -42,7 +42,11 @@ class OneLineErrors(click.Group):
             fail(error.format_message())
         except SpamguardError as error:
             fail(str(error))
-        except BrokenPipeError:
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # `| head`; click itself would exit with 1, which says spam
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(ERROR)
 

@@ -525,6 +525,15 @@ def test_without_a_command_the_help_is_shown_in_lines() -> None:
     assert result.exit_code == 0 and result.output.startswith("Usage: spamguard") and "\n  retrain" in result.output
 
 
+def test_a_reader_that_leaves_is_no_verdict_and_no_traceback() -> None:
+    command = [sys.executable, "-c", "from spamguard.cli import main; main()", "show-config"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert (process.returncode, complaint) == (2, b"")
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))], ids=" ".join)
 def test_help_of_every_command(command: list[str]) -> None:
     for option in ("-h", "--help"):

@@ -14,7 +14,7 @@ from spamguard import __version__, features, wide
 from spamguard.cli import main
 from spamguard.config import EncoderTable, load
 from training.fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS
-from training.ship import FITTED_ON, NOT_LICENSED, ONLY_MEASURED
+from training.ship import FITTED_ON, NOT_LICENSED, ONLY_MEASURED, PENALTIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,12 +128,18 @@ def test_the_page_of_the_head_says_what_the_code_does() -> None:
     folders = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert folders == list(FITTED_ON)
     assert all(f"`{name}`" in page for name in (*ONLY_MEASURED, *NOT_LICENSED))
-    deep, wide_, structure = DEFAULT_PENALTIES.deep, DEFAULT_PENALTIES.wide, DEFAULT_PENALTIES.structure
-    assert f"{deep:g} / {wide_:g} / {structure:g}" in page
-    assert f"{deep:g} / {wide_:g} / {structure:g}" in text(ROOT / "docs/lab-notes.md")
+    for penalties in (DEFAULT_PENALTIES, PENALTIES):
+        said = f"{penalties.deep:g} / {penalties.wide:g} / {penalties.structure:g}"
+        assert said in page and said in text(ROOT / "docs/lab-notes.md")
     assert f"{len(features.NAMES)} named measures" in page
     assert f"first {EncoderTable().max_tokens} tokens" in page
     assert f"first {wide.WIDE_TOKENS:,} tokens" in page
+
+
+def test_the_page_of_the_head_holds_the_figures_of_the_head_that_ships() -> None:
+    _, _, figures = text(ROOT / "spamguard/heads/default/CARD.md").partition("## Figures\n")
+    table = "\n".join(line for line in figures.splitlines() if line.startswith("|"))
+    assert table and table in text(ROOT / "docs/head-and-accuracy.md"), "paste the table of CARD.md"
 
 
 def test_numbers_of_the_other_pages() -> None:

@@ -84,6 +84,8 @@ def test_calibration_error_by_hand() -> None:
     # Bins of 1/15: two messages at 0.1 of which one is spam, one sure and right, one sure and wrong.
     probabilities, labels = np.asarray([0.1, 0.1, 1.0, 0.0]), np.asarray([1, 0, 1, 1], np.int64)
     assert calibration_error(probabilities, labels) == pytest.approx((abs(0.2 - 1) + 0 + 1) / 4)
+    # Too high here does not make up for too low there.
+    assert calibration_error(np.asarray([0.1, 0.9]), np.asarray([1, 0], np.int64)) == pytest.approx(0.9)
     assert calibration_error(np.asarray([0.0, 1.0]), np.asarray([0, 1], np.int64)) == 0.0
     assert calibration_error(np.asarray([]), np.asarray([], np.int64)) == 0.0
 

@@ -181,6 +181,8 @@ def test_messages_without_weight_are_not_learnt_from() -> None:
     lies = np.where(np.arange(200) < 100, labels, 1 - labels)
     head = additive(features, lies, weights=weights, penalties=EVEN)
     assert roc_auc_score(labels, logits(head, features)) > 0.97
+    mlp = fitting.fit_mlp(features, lies, weights)
+    assert roc_auc_score(labels, logits(mlp, features)) > 0.97
 
 
 def test_groups_are_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,10 +318,22 @@ def test_calibration_finds_slope_and_offset(slope: float, offset: float) -> None
 
 def test_calibration_of_few_messages_stays_sober() -> None:
     labels = np.asarray([0, 0, 1, 1], np.int64)
-    slope, offset = calibrate(np.asarray([-9.0, -8.0, 8.0, 9.0]), labels, np.ones(4))
-    assert 0.5 < slope < 2 and abs(offset) < 0.5
+    slope, offset = calibrate(np.asarray([-1.0, -0.8, 0.8, 1.0]), labels, np.ones(4))
+    assert 0.5 < slope < 2.5 and abs(offset) < 0.5  # without a pull to (1, 0) it would run to the bound
     slope, _ = calibrate(np.asarray([9.0, 8.0, -8.0, -9.0]), labels, np.ones(4))
     assert slope >= 0.05  # never turned upside down
+
+
+@pytest.mark.parametrize("kind", ["additive", "mlp"])
+def test_the_head_is_calibrated(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    features, labels = problem(40, strength=1.0)
+    found = []
+    for slope, offset in ((1.0, 0.0), (0.5, -3.0)):
+        monkeypatch.setattr(fitting, "calibrate", lambda *_, answer=(slope, offset): answer)
+        found.append(fit(features, labels, columns=COLUMNS, kind=kind, penalties=EVEN))
+    plain, scaled = (logits(one.head, features) for one in found)
+    np.testing.assert_allclose(scaled, 0.5 * plain - 3.0, rtol=1e-4, atol=1e-4)
+    assert (found[1].out_of_fold < found[0].out_of_fold).all()
 
 
 def test_probabilities_are_calibrated_out_of_fold() -> None:

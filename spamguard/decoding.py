@@ -20,6 +20,7 @@ _CODECS = {
     "iso8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "cp1252": "cp1252",
     "utf-16": "utf-16", "utf16": "utf-16", "utf-16le": "utf-16-le", "utf-16be": "utf-16-be",
     "gb2312": "gb18030", "gbk": "gb18030", "gb18030": "gb18030", "cp936": "gb18030", "x-gbk": "gb18030",
+    "eucgb2312-cn": "gb18030", "big5-tw": "big5hkscs",  # what Python's `email` writes for gb2312 and big5
     "chinesebig5": "big5hkscs", "big5": "big5hkscs", "big5-hkscs": "big5hkscs", "cp950": "big5hkscs",
     "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "x-sjis": "cp932", "windows-31j": "cp932",
     "iso-2022-jp": "iso2022_jp_2", "euc-jp": "euc_jp", "iso-2022-kr": "iso2022_kr",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
+from html.entities import html5
 from typing import NamedTuple
 
 MAX_HTML = 1_000_000  # characters read
@@ -21,10 +22,15 @@ _MAX_ATTRIBUTES = 16_384  # characters of attributes read in one tag
 _MAX_STYLE = 2_000
 
 # Possessive throughout: no backtracking, and a tag without an end fails once, after which reading stops.
-_TAG = re.compile(r"""<(/?)([a-zA-Z][^\s/>]*+)((?>[^>=]++|=\s*+(?:"[^"]*+"|'[^']*+')?)*+)>""")
+_TAG = re.compile(
+    r"""<(/?)([a-zA-Z][^\s/>]*+)"""
+    # A quote opens a value right after the sign only: in `href=?q="><b>` it is part of a bare value.
+    r"""((?>[\s/]++|[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'>][^\s>]*+)?+)?+)*+)>"""
+)
 _NO_TAG = re.compile(r"<++(?![a-zA-Z/!?])|<++(?=<)|<")
 _ATTRIBUTE = re.compile(r"""([^\s/>=]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'][^\s]*+)))?""")
 _ZEROS = re.compile(r"(&#[xX]?)0++(?=[0-9a-fA-F])")
+_NAMED_REFERENCE = re.compile(r"&([a-zA-Z][a-zA-Z0-9]*+;?+)(=?)")
 _HUGE_REFERENCE = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9a-fA-F]{7,}+);?")  # int() of 5,000 digits raises
 
 
@@ -236,7 +242,7 @@ class _Reader:
         if self.anchor is not None and len(self.page.links) < MAX_LINKS:
             href, start = self.anchor
             text = " ".join("".join(self.out[start : start + 200])[:500].split())
-            self.page.links.append(Link(unescape(href).strip(), text))
+            self.page.links.append(Link(_unescape_value(href).strip(), text))
         self.anchor = None
 
 
@@ -245,6 +251,18 @@ def unescape(text: str) -> str:
     if "&#" in text:
         text = _HUGE_REFERENCE.sub("\ufffd", _ZEROS.sub(r"\1", text))
     return html.unescape(text)
+
+
+def _unescape_value(text: str) -> str:
+    """The same in an attribute, where `?a=1&copy=2` holds no sign of copyright (13.2.5.73)."""
+    return unescape(_NAMED_REFERENCE.sub(_keep_ampersand, text)) if "&" in text else text
+
+
+def _keep_ampersand(match: re.Match[str]) -> str:
+    name, equals = match.groups()
+    if name in html5 and (name[-1] == ";" or not equals):
+        return match[0]
+    return "&amp;" + match[0][1:]
 
 
 _RAW_ENDS = {name: re.compile(rf"</{name}[^>]*+>", re.IGNORECASE) for name in _RAW}

@@ -272,12 +272,19 @@ def _messages(paths: tuple[Path, ...]) -> Iterator[tuple[str, bytes | OSError]]:
         if str(path) == "-":
             yield "-", sys.stdin.buffer.read()
             continue
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-        for file in files:
+        for file in sorted(_files_below(path)) if path.is_dir() else [path]:
             try:
                 yield str(file), file.read_bytes()
             except OSError as error:
                 yield str(file), error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files; of a Maildir only its mail, not what the server keeps beside it."""
+    for file in folder.rglob("*"):
+        in_maildir = (file.parent / "cur").is_dir() and (file.parent / "new").is_dir()
+        if file.is_file() and not in_maildir:
+            yield file
 
 
 def _as_json(path: str, verdict: Verdict) -> dict[str, Any]:

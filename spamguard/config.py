@@ -257,7 +257,7 @@ def _anchored(config: Config, base: Path) -> Config:
     """Relative paths, made absolute from the folder of the file."""
     return config.model_copy(
         update={
-            "state_dir": base / config.state_dir.expanduser(),
+            "state_dir": _absolute(config.state_dir, base),
             "head": _anchor(config.head, base),
             "maildir": _anchor(config.maildir, base),
             "encoder": _anchor_model(config.encoder, base),
@@ -269,7 +269,11 @@ PathTable = TypeVar("PathTable", HeadTable, MaildirTable)
 
 
 def _anchor(table: PathTable, base: Path) -> PathTable:
-    return table if table.path is None else table.model_copy(update={"path": base / table.path.expanduser()})
+    return table if table.path is None else table.model_copy(update={"path": _absolute(table.path, base)})
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    return Path(os.path.normpath(base / path.expanduser()))
 
 
 def _anchor_model(table: EncoderTable, base: Path) -> EncoderTable:

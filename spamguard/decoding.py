@@ -35,6 +35,7 @@ _CODECS = {
 _NOT_BASE64 = bytes(
     sorted(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="))
 )
+_NOISE = bytes((*range(9), *range(14, 27), *range(28, 32), 127))
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?([^?]*+)\?=")
@@ -126,8 +127,6 @@ def _base64(data: bytes, defects: set[str]) -> bytes:
     junk = len(data) - len(letters) - data.count(b"\n") - data.count(b"\r")
     if junk:
         defects.add("bad-base64")
-        if junk * 12 > len(data):  # prose has a blank in every dozen characters: it only claims to be base64
-            return data
     body, padding, rest = letters.partition(b"=")
     if rest.strip(b"="):
         defects.add("bad-base64")
@@ -136,7 +135,12 @@ def _base64(data: bytes, defects: set[str]) -> bytes:
         body = body[:-1]
     elif not padding and len(body) % 4:
         defects.add("bad-base64")
-    return base64.b64decode(body + b"=" * (-len(body) % 4))
+    decoded = base64.b64decode(body + b"=" * (-len(body) % 4))
+    # RFC 2045 section 6.8 has other characters ignored, and spam scatters blanks; but prose has a blank in every
+    # dozen characters too, and what only claims to be base64 decodes to noise, a tenth of it control characters.
+    if junk * 12 > len(data) and len(decoded.translate(None, _NOISE)) <= 0.98 * len(decoded):
+        return data
+    return decoded
 
 
 def decode_words(value: str) -> str:

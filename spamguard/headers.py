@@ -131,7 +131,8 @@ def _verdict_fields(verdict: Verdict) -> Iterator[Field]:
     p, cutoffs = verdict.probability, verdict.cutoffs
     if spam:
         yield "X-Spam-Flag", "YES"
-    tests = ",".join(f"SG_{_token(part).upper()}" for part, logit in verdict.parts.items() if logit > 0) or "none"
+    pushing = [part for part, logit in verdict.parts.items() if logit > 0 and part != "bias"]
+    tests = ",".join(f"SG_{_token(part).upper()}" for part in pushing) or "none"
     yield (
         "X-Spam-Status",
         f"{'Yes' if spam else 'No'}, score={p:.4f} required={cutoffs.spam:.4f} tests={tests} "

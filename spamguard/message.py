@@ -18,7 +18,7 @@ from .html_text import MAX_TAGS, Link, Page, read_html
 __all__ = ["GTUBE", "TEXT_VERSION", "Attachment", "Link", "Message", "is_gtube", "parse"]
 
 # Part of every cache key: change it whenever the text handed to the encoder may change.
-TEXT_VERSION = "2"
+TEXT_VERSION = "3"
 
 MAX_TEXT = 262_144  # characters of a body
 MAX_LINKS = 1_000
@@ -35,6 +35,8 @@ _URL = re.compile(
     r"[hHfFwW](?:(?<=[hH])[tT]{2}[pP][sS]?://|(?<=[fF])[tT][pP]://|(?<=\b[wW])[wW]{2}\.(?=\w))[^\s<>\"']{1,2048}"
 )
 _HOST = re.compile(r"(?:[a-z]+:)?/*+(?:[^\s/@?#]*+@)?([^\s/?#:@]++)", re.IGNORECASE)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
+_QUOTED_PAIR = re.compile(r"\\(.)")
 _ADDRESS = re.compile(r"[^\s<>\"(),:;@]{1,64}@[^\s<>\"(),:;@]{1,255}")
 _META_CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s{0,9}=\s{0,9}[\"']?([\w.:-]{1,40})", re.IGNORECASE | re.ASCII)
 _UUENCODED = re.compile(
@@ -162,7 +164,11 @@ def split_address(value: str) -> tuple[str, str]:
         address = found[0] if found else ""
         return _header_text(value.replace(address, "").strip(' ()"')), address.lower()
     found = _ADDRESS.search(rest.partition(">")[0])
-    name = name.strip().strip("\"'").replace('\\"', '"')
+    name = name.strip()
+    if quoted := _QUOTED.fullmatch(name):
+        name = _QUOTED_PAIR.sub(r"\1", quoted[1])
+    elif name[:1] == name[-1:] == "'":
+        name = name[1:-1]
     return _header_text(name), found[0].lower() if found else ""
 
 

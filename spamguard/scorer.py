@@ -101,8 +101,11 @@ class Scorer:
             shares = head.structure_shares(seen.structure[i : i + 1])[0]
             found += [
                 Reason("structure", feature.words, float(share))
-                for feature, share, value in zip(features.FEATURES, shares, item.structure, strict=True)
-                if value > 0
+                for feature, share, value, usual in zip(
+                    features.FEATURES, shares, item.structure, head.structure_center, strict=True
+                )
+                # The words describe a value above the usual one; below it the share is real, but they would lie.
+                if value > max(usual, 0)
             ]
             found += [Reason("wide", f'"{word}"', share) for word, share in self._words(item, seen, i, head).items()]
         found = [reason for reason in found if abs(reason.logit) >= SMALLEST_REASON]

@@ -56,11 +56,11 @@ def make_maildir(folder: Path) -> Path:
 
 
 def write_maildir(root: Path) -> Path:
-    """A Maildir++: seen ham in the inbox, spam in .Junk (some of it not seen)."""
+    """A Maildir++: seen ham in the inbox, spam in .Junk (some of it not read)."""
     write_files(make_maildir(root) / "cur", HAM, ":2,S")
     junk = make_maildir(root / ".Junk")
     write_files(junk / "cur", SPAM[:15], ":2,")
-    write_files(junk / "new", SPAM[15:], "")
+    write_files(junk / "cur", SPAM[15:], ":2,S")
     return root
 
 

@@ -135,14 +135,15 @@ def _is_maildir(path: Path) -> bool:
 def _in_maildir(path: Path) -> Iterator[Labelled]:
     """Junk and Spam are spam, with all folders below them; the rest is ham if it was seen and is not deleted.
 
-    The Maildir itself may be such a folder: `retrain ~/Maildir/.Junk` is spam and nothing else.
+    Unread mail in a folder's `new` was filed by a machine, perhaps by us: it says nothing. The Maildir itself may be
+    such a folder: `retrain ~/Maildir/.Junk` is spam and nothing else.
     """
     for folder in [path, *sorted(f for f in path.iterdir() if f.name.startswith(".") and _is_maildir(f))]:
         names = set(folder.name.lower().removeprefix(".").split(".")) if folder.name.startswith(".") else set()
         label = 1 if names & SPAM_NAMES else _label_of(folder.name)
         if names & SILENT_NAMES:
             continue
-        for name in ("cur", "new"):
+        for name in ("cur", "new") if folder == path else ("cur",):
             for file in sorted((folder / name).iterdir()):
                 flags = file.name.partition(":2,")[2]
                 kept = label is not None or ("S" in flags and "T" not in flags)

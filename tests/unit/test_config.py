@@ -106,7 +106,7 @@ def test_relative_paths_are_taken_from_the_folder_of_the_file(
     found = load(Path("etc/c.toml")).config
     assert found.state_dir == tmp_path / "etc" / "state"
     assert found.heads_dir == tmp_path / "etc" / "state" / "heads"
-    assert found.head.path == tmp_path / "etc" / ".." / "head"
+    assert found.head.path == tmp_path / "head"
     assert found.maildir.path == found.maildir_path == bare_home / "Maildir"
     assert found.encoder.model == str(tmp_path / "etc" / "bert")
 

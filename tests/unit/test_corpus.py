@@ -116,12 +116,12 @@ def test_trash_drafts_and_sent_say_nothing(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [".Junk", ".spam", ".INBOX.Spam", ".INBOX.Junk", ".Junk E-mail", ".Junk.2024"])
-def test_junk_is_spam_whether_seen_or_not(tmp_path: Path, name: str) -> None:
+def test_junk_is_spam_once_a_client_has_seen_the_folder(tmp_path: Path, name: str) -> None:
     junk = make_maildir(make_maildir(tmp_path / "Maildir") / name)
     write_files(junk / "cur", SPAM[:10], ":2,S")
     write_files(junk / "new", SPAM[10:], "")
-    assert labels(tmp_path / "Maildir") == dict.fromkeys(SPAM, 1)
-    assert labels(junk) == dict.fromkeys(SPAM, 1)  # ... also when it is named itself
+    assert labels(tmp_path / "Maildir") == dict.fromkeys(SPAM[:10], 1)
+    assert labels(junk) == dict.fromkeys(SPAM, 1)  # ... all of it when it is named itself
 
 
 def test_a_maildir_named_spam_is_spam(tmp_path: Path) -> None:

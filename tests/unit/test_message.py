@@ -132,6 +132,9 @@ def test_raw_8_bit_header() -> None:
         ("<>", "", ""),
         ("", "", ""),
         ("Ann", "Ann", ""),
+        (r'"John \"Jack\"" <a@b.example>', 'John "Jack"', "a@b.example"),
+        ("'Ann' <a@b.example>", "Ann", "a@b.example"),
+        ("'Your Membership' Editor <a@b.example>", "'Your Membership' Editor", "a@b.example"),
     ],
 )
 def test_sender(value: str, name: str, address: str) -> None:
@@ -517,3 +520,16 @@ def test_any_bytes_parse_the_same_twice(raw: bytes) -> None:
     assert len(message.body) <= MAX_TEXT
     message.text.encode()
     assert is_gtube(message) is False
+
+
+def test_base64_with_scattered_blanks_is_read() -> None:
+    words = b"Buy the cheap pills that your doctor does not want you to know of, today only."
+    scattered = b" ".join(base64.b64encode(words)[i : i + 8] for i in range(0, 200, 8))
+    raw = b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n" + scattered
+    assert parse(raw).body == words.decode()
+
+
+def test_prose_that_claims_to_be_base64_is_read_as_prose() -> None:
+    words = "Dear all, the meeting is at noon and there will be tea for everybody who comes along to it."
+    raw = b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n" + words.encode()
+    assert parse(raw).body == words

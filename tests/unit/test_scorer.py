@@ -149,14 +149,16 @@ def test_a_word_is_charged_with_all_its_occurrences(scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("raw", [*ODD, SPAM[5]])
 def test_the_reasons_of_the_structure_are_its_shares(scorer: Scorer, raw: bytes) -> None:
-    """Every feature that is there and matters is among the reasons with its exact share; none else is."""
+    """Every feature above its usual value that matters is among the reasons with its exact share; none else is."""
     head, item = additive(scorer), scorer.prepare(raw)
     shares = head.structure_shares(item.structure[None])[0]
     assert shares.sum() == pytest.approx(judge(scorer, raw).parts["structure"], abs=1e-4)
     expected = {
         feature.words: float(share)
-        for feature, share, value in zip(features.FEATURES, shares, item.structure, strict=True)
-        if value > 0 and abs(share) >= SMALLEST_REASON
+        for feature, share, value, usual in zip(
+            features.FEATURES, shares, item.structure, head.structure_center, strict=True
+        )
+        if value > max(usual, 0) and abs(share) >= SMALLEST_REASON
     }
     verdict = judge(scorer, raw, explain=True)
     given = {reason.what: reason.logit for reason in verdict.reasons if reason.part == "structure"}

@@ -5,7 +5,7 @@
 The folder holds `ham` and `spam`. The first 70 % of the files in sha256 order train, the rest test; every contestant
 is fitted on the same training files and reports once on the test files. F1 is at probability 0.5. Intervals are 95 %
 percentile intervals of 1,000 bootstrap resamples of the test messages. Nothing is chosen on the test part: the
-penalties are the defaults, which benchmarks/penalties.py chose by cross-validation on the training part.
+penalties are the defaults, which were chosen by cross-validation on the training part (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def main() -> None:
     title = f"{options.folder.name}: {len(train.labels)} train, {len(test.labels)} test ({ham} ham, {spam} spam)"
     table = Table("contestant", *MEASURES, title=title)
     for name, run in contestants.items():
-        p = run()
+        with Console(stderr=True).status(name):
+            p = run()
         table.add_row(name, *(interval(measure, p, test.labels) for measure in MEASURES.values()))
     Console(width=140).print(table)
 

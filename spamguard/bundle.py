@@ -150,7 +150,7 @@ def in_service(heads_dir: Path, explicit: Path | None = None) -> Path:
     if explicit is not None:
         return explicit
     current = heads_dir / CURRENT
-    return current.resolve() if current.is_symlink() else SHIPPED
+    return heads_dir / current.readlink() if current.is_symlink() else SHIPPED
 
 
 def put_in_service(folder: Path) -> None:

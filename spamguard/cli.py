@@ -134,7 +134,8 @@ def score(context: click.Context, paths: tuple[Path, ...], as_json: bool, explai
 def filter_(context: click.Context) -> None:
     """Read one message on standard input, write it with our headers to standard output.
 
-    For procmail, maildrop and sieve. A message that cannot be scored is written with `X-Spamguard: unscored`, or
+    For procmail, maildrop and sieve: what they do with the headers is theirs, so policy.ham, .unsure and .spam do
+    not count here. A message that cannot be scored is written with `X-Spamguard: unscored`, or
     with policy.on_failure = "tempfail" not at all and the exit code is 75. A wrong configuration exits with 2 and
     writes the message unchanged, so that it is never lost.
 
@@ -155,7 +156,7 @@ def filter_(context: click.Context) -> None:
             if on_failure == "tempfail":
                 click.echo(f"spamguard: {error}", err=True)
                 context.exit(EX_TEMPFAIL)
-            out = headers.stamp_unscored(headers.strip(raw), str(error))
+            out = headers.stamp_unscored(headers.strip(raw), f"fault: {error}")
     finally:
         if not isinstance(sys.exc_info()[1], click.exceptions.Exit):
             sys.stdout.buffer.write(out)

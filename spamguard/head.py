@@ -91,7 +91,7 @@ class AdditiveHead:
             shape, size = getattr(self, field.name).shape, wanted[field.name.split("_")[0]]
             if shape != (size,):
                 return f"{field.name} has shape {shape}, {(size,)} is needed"
-        return None
+        return None if (self.structure_scale > 0).all() else "structure_scale must be above zero"
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,13 +66,15 @@ def fit(
     groups: Sequence[str] | None = None,
     penalties: Penalties = DEFAULT_PENALTIES,
     prior: AdditiveHead | None = None,
+    careful: float = SPAM_BOUNDS[0],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Fit, calibrate on out-of-fold logits, and choose cut-offs from them.
 
     `weights` (n,) default to equal weight of both classes; messages of one of `groups` never stand in a training
-    fold and its test fold at once. Raises CorpusError if a class is missing or too small.
+    fold and its test fold at once. `careful` is the least cut-off for spam as long as there is too little ham to show
+    how much of it a lower one would hit. Raises CorpusError if a class is missing or too small.
     """
     few = min(int((labels == 0).sum()), int((labels == 1).sum()))
     if few < LEAST_OF_A_CLASS:
@@ -87,8 +89,8 @@ def fit(
         return fit_additive(part, labels[chosen], weights[chosen], columns, penalties, prior)
 
     out_of_fold = np.empty(len(labels))
-    folds = StratifiedGroupKFold(min(FOLDS, few), shuffle=True, random_state=seed)
-    own = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    own = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    folds = StratifiedGroupKFold(min(FOLDS, few, int(own.max()) + 1), shuffle=True, random_state=seed)
     for done, (train, test) in enumerate(folds.split(own, labels, own)):
         out_of_fold[test] = logits(once(train), take(features, test))
         if progress:
@@ -98,7 +100,10 @@ def fit(
     probabilities = 1 / (1 + np.exp(-(slope * out_of_fold + offset)))
     if progress:
         progress(folds.get_n_splits() + 1, folds.get_n_splits() + 1)
-    return Fitted(head, choose_cutoffs(probabilities[labels == 0], weights[labels == 0]), probabilities)
+    cutoffs = choose_cutoffs(probabilities[labels == 0], weights[labels == 0])
+    if (labels == 0).sum() * SPAM_RATE < 1:
+        cutoffs = replace(cutoffs, spam=max(cutoffs.spam, careful))
+    return Fitted(head, cutoffs, probabilities)
 
 
 def fit_additive(
@@ -141,8 +146,12 @@ class _Block:
 
 def _dense_block(values: FloatArray, weights: Array, penalty: float, unit: Array) -> _Block:
     """Coordinates along the eigenvectors of the (greatest) Hessian of the log loss, scaled by its eigenvalues."""
-    hessian = values.T @ (values * (weights[:, None] / 4).astype(np.float32))
-    curvature, axes = np.linalg.eigh(hessian.astype(np.float64))
+    scaled = values * np.sqrt(weights[:, None] / 4)
+    if len(values) < values.shape[1]:
+        _, singular, rows = np.linalg.svd(scaled, full_matrices=False)
+        curvature, axes = singular**2, rows.T
+    else:
+        curvature, axes = np.linalg.eigh(scaled.T @ scaled)
     # Where the data are this much flatter than the penalty, a weight would be shrunk to nothing anyhow.
     seen = curvature > FLAT * penalty
     scale = 1 / np.sqrt(curvature[seen] + penalty)
@@ -199,12 +208,15 @@ def _minimise(blocks: Sequence[_Block], labels: Labels, weights: Array, offset: 
     )
 
     def step() -> float:
-        value, gradient = loss(x.detach().numpy())
+        with np.errstate(over="ignore", invalid="ignore"):  # the line search may look too far, and comes back
+            value, gradient = loss(x.detach().numpy())
         x.grad = torch.from_numpy(gradient)
         return value
 
     optimiser.step(step)  # type: ignore[no-untyped-call]
     found = x.detach().numpy()
+    if not np.isfinite(found).all():
+        raise CorpusError("no head fits this mail: its features are not finite or too large")
     return float(found[0]), [found[span] for span in spans]
 
 

@@ -22,7 +22,7 @@ from spamguard.featurestore import FeatureStore, stack
 from spamguard.head import AdditiveHead, Features
 
 from .corpus import tabulate
-from .fit import fit
+from .fit import SPAM_BOUNDS, fit
 from .report import Figures, figures
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
@@ -77,9 +77,19 @@ def retrain(
     table, features, complaints = gather(paths, config, encoder, progress)
     gathered = time.perf_counter()
     labels = labels_of(table)
-    prior = None if fresh or kind == "mlp" else shipped_prior(encoder)
+    shipped = None if fresh or kind == "mlp" else shipped_bundle(encoder)
+    prior = shipped.head if shipped is not None and isinstance(shipped.head, AdditiveHead) else None
     told = None if progress is None else lambda done, total: progress("fitting", done, total)
-    fitted = fit(features, labels, columns=encoder.vocab_size, kind=kind, prior=prior, seed=seed, progress=told)
+    fitted = fit(
+        features,
+        labels,
+        columns=encoder.vocab_size,
+        kind=kind,
+        prior=prior,
+        careful=shipped.cutoffs.spam if shipped is not None else SPAM_BOUNDS[0],
+        seed=seed,
+        progress=told,
+    )
     new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, prior, paths))
     folder = bundle.save(new, config.heads_dir / new.id)
     bundle.put_in_service(folder)
@@ -98,13 +108,12 @@ def labels_of(table: pd.DataFrame) -> npt.NDArray[np.int64]:
     return table["label"].to_numpy(dtype=np.int64)
 
 
-def shipped_prior(encoder: Encoder) -> AdditiveHead | None:
+def shipped_bundle(encoder: Encoder) -> bundle.Bundle | None:
     """The shipped head, if it was fitted for this encoder."""
     try:
-        head = bundle.load(bundle.SHIPPED, encoder).head
+        return bundle.load(bundle.SHIPPED, encoder)
     except BundleError:
         return None
-    return head if isinstance(head, AdditiveHead) else None
 
 
 def provenance(table: pd.DataFrame, prior: AdditiveHead | None, paths: Sequence[Path]) -> dict[str, Any]:

@@ -403,3 +403,15 @@ def test_tfidf_is_weigh_row_by_row() -> None:
         expected[row.columns] = (1 + np.log(row.counts)) * idf[row.columns]
         np.testing.assert_allclose(dense[i], expected / np.linalg.norm(expected), rtol=1e-5)
     assert tfidf([], idf).shape == (0, COLUMNS)
+
+
+def test_with_little_ham_the_cut_off_for_spam_stays_careful() -> None:
+    features, labels = problem(40, strength=6.0)
+    assert fit(features, labels, columns=COLUMNS, careful=0.97).cutoffs.spam >= 0.97
+    assert fit(features, labels, columns=COLUMNS).cutoffs.spam >= 0.9
+
+
+def test_fewer_groups_than_folds_is_no_error() -> None:
+    features, labels = problem(40, strength=6.0)
+    found = fit(features, labels, columns=COLUMNS, groups=["a", "b"] * 20)
+    assert np.isfinite(found.out_of_fold).all()

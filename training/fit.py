@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import minimize
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from spamguard.encoder import FloatArray
 from spamguard.errors import CorpusError
@@ -89,9 +89,11 @@ def fit(
         return fit_additive(part, labels[chosen], weights[chosen], columns, penalties, prior)
 
     out_of_fold = np.empty(len(labels))
-    own = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    folds = StratifiedGroupKFold(min(FOLDS, few, int(own.max()) + 1), shuffle=True, random_state=seed)
-    for done, (train, test) in enumerate(folds.split(own, labels, own)):
+    if groups is None:
+        folds = StratifiedKFold(min(FOLDS, few), shuffle=True, random_state=seed)
+    else:
+        folds = StratifiedGroupKFold(min(FOLDS, few, len(set(groups))), shuffle=True, random_state=seed)
+    for done, (train, test) in enumerate(folds.split(labels, labels, groups)):
         out_of_fold[test] = logits(once(train), take(features, test))
         if progress:
             progress(done + 1, folds.get_n_splits() + 1)
@@ -146,7 +148,7 @@ class _Block:
 
 def _dense_block(values: FloatArray, weights: Array, penalty: float, unit: Array) -> _Block:
     """Coordinates along the eigenvectors of the (greatest) Hessian of the log loss, scaled by its eigenvalues."""
-    scaled = values * np.sqrt(weights[:, None] / 4)
+    scaled = values * np.sqrt(weights[:, None] / 4).astype(np.float32)
     if len(values) < values.shape[1]:
         _, singular, rows = np.linalg.svd(scaled, full_matrices=False)
         curvature, axes = singular**2, rows.T
@@ -213,7 +215,12 @@ def _minimise(blocks: Sequence[_Block], labels: Labels, weights: Array, offset: 
         x.grad = torch.from_numpy(gradient)
         return value
 
-    optimiser.step(step)  # type: ignore[no-untyped-call]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its vectors are too short to share: waiting for the other thread took a second
+    try:
+        optimiser.step(step)  # type: ignore[no-untyped-call]
+    finally:
+        torch.set_num_threads(threads)
     found = x.detach().numpy()
     if not np.isfinite(found).all():
         raise CorpusError("no head fits this mail: its features are not finite or too large")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ _ERRORS = 20
 Verb = Callable[[bytes, bytes], Coroutine[Any, Any, None]]
 
 
-class Connection(SMTP):
+class Connection(SMTP, ABC):
     """One client, up to the command line; what the verbs do is the session's."""
 
     line_length_limit = 131_072  # The reader's limit: what is read at once, no longer what a line may have.
@@ -45,13 +46,13 @@ class Connection(SMTP):
         self._errors = 0
         self._verbs: dict[bytes, Verb] = {}
 
+    @abstractmethod
     async def finish(self, orderly: bool) -> None:
         """Called once, when the client has gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def forget(self) -> None:
         """Drop the open transaction, here and at the next hop."""
-        raise NotImplementedError
 
     def break_off(self) -> None:
         """Called when the time of a shutdown is up."""

@@ -95,7 +95,6 @@ def load_config(context: click.Context) -> Loaded:
 def load_scorer(context: click.Context) -> Scorer:
     from .scorer import Scorer
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "0" if load_config(context).config.encoder.allow_download else "1")
     return Scorer.from_config(load_config(context).config)
 
 
@@ -145,18 +144,18 @@ def filter_(context: click.Context) -> None:
     """
     from . import headers
 
-    raw = sys.stdin.buffer.read()
-    out = raw
+    raw = out = sys.stdin.buffer.read()
+    clean = headers.strip(raw)
     try:
         on_failure = load_config(context).config.policy.on_failure
         try:
             scorer = load_scorer(context)
-            out = headers.stamp(headers.strip(raw), scorer.score([scorer.prepare(headers.strip(raw))])[0])
+            out = headers.stamp(clean, scorer.score([scorer.prepare(clean)])[0])
         except ScoringError as error:
             if on_failure == "tempfail":
                 click.echo(f"spamguard: {error}", err=True)
                 context.exit(EX_TEMPFAIL)
-            out = headers.stamp_unscored(headers.strip(raw), f"fault: {error}")
+            out = headers.stamp_unscored(clean, f"fault: {error}")
     finally:
         if not isinstance(sys.exc_info()[1], click.exceptions.Exit):
             sys.stdout.buffer.write(out)

@@ -150,4 +150,4 @@ def test_numbers_of_the_other_pages() -> None:
 
 def test_no_page_names_a_place_outside_the_project() -> None:
     for page in PAGES:
-        assert not re.search(r"\.\./\.\./|/home/|/root/|/work/|/tmp/", text(page)), page
+        assert not re.search(r"\.\./\.\./|/(home|root|tmp|work)/", text(page)), page

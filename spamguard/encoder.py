@@ -175,6 +175,8 @@ class TorchEncoder:
 
 def load(table: EncoderTable) -> TorchEncoder:
     """The encoder that the configuration asks for. Raises EncoderError."""
+    if not table.allow_download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below may look for the hub on its own account
     return TorchEncoder(
         locate(table.model, allow_download=table.allow_download),
         device=table.device,

@@ -4,7 +4,7 @@
 
 The folder holds `ham` and `spam`. The first 70 % of the files in sha256 order train, the rest test; every contestant
 is fitted on the same training files and reports once on the test files. F1 is at probability 0.5. Intervals are 95 %
-percentile intervals of 1,000 bootstrap resamples of the test messages. Nothing is chosen on the test part: the
+percentile intervals of 1,000 bootstrap resamples of the test messages. No penalty is chosen on the test part: the
 penalties are the defaults, which were chosen by cross-validation on the training part (docs/lab-notes.md).
 """
 

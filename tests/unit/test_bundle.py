@@ -26,6 +26,7 @@ from spamguard.encoder import TokenIds
 from spamguard.errors import BundleError
 from spamguard.head import AdditiveHead, MlpHead
 from spamguard.verdict import Cutoffs
+from tests.random_head import random_head
 
 DIM, VOCABULARY, HIDDEN = 6, 50, 4
 COLUMNS, STRUCTURE = VOCABULARY, len(features.NAMES)
@@ -49,13 +50,13 @@ class PaperEncoder:
     )
 
     def tokenize(self, texts: Any, limit: int) -> list[TokenIds]:
-        raise NotImplementedError
+        raise AssertionError("a bundle reads no mail")
 
     def pieces(self, text: str, limit: int) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a bundle reads no mail")
 
     def encode(self, tokens: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a bundle reads no mail")
 
 
 ENCODER = PaperEncoder()
@@ -63,23 +64,7 @@ CUTOFFS = Cutoffs(0.5, 0.9)
 
 
 def a_head(kind: str = "mlp", seed: int = 0) -> AdditiveHead | MlpHead:
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    if kind == "mlp":
-        return MlpHead(draw(DIM, HIDDEN), draw(HIDDEN), draw(HIDDEN, 2), draw(2), draw(2))
-    return AdditiveHead(
-        bias=draw(1),
-        deep_center=draw(DIM),
-        deep_weight=draw(DIM),
-        wide_idf=np.abs(draw(COLUMNS)),
-        wide_weight=draw(COLUMNS),
-        structure_center=draw(STRUCTURE),
-        structure_scale=np.abs(draw(STRUCTURE)) + 0.1,
-        structure_weight=draw(STRUCTURE),
-    )
+    return random_head(kind, seed, dim=DIM, columns=COLUMNS, structure=STRUCTURE, hidden=HIDDEN)
 
 
 def a_bundle(kind: str = "mlp", seed: int = 0, cutoffs: Cutoffs = CUTOFFS) -> Bundle:

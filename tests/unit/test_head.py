@@ -7,6 +7,7 @@ import pytest
 
 from spamguard.head import HEADS, AdditiveHead, Features, MlpHead, probability
 from spamguard.wide import Counts, count, weigh
+from tests.random_head import random_head
 
 DIM, VOCABULARY, STRUCTURE = 6, 50, 4
 COLUMNS = VOCABULARY
@@ -20,28 +21,12 @@ def random_features(n: int, seed: int = 0) -> Features:
     )
 
 
-def random_head(kind: str, seed: int = 0) -> AdditiveHead | MlpHead:
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    if kind == "mlp":
-        return MlpHead(draw(DIM, 8), draw(8), draw(8, 2), draw(2), draw(2))
-    return AdditiveHead(
-        bias=draw(1),
-        deep_center=draw(DIM),
-        deep_weight=draw(DIM),
-        wide_idf=np.abs(draw(COLUMNS)),
-        wide_weight=draw(COLUMNS),
-        structure_center=draw(STRUCTURE),
-        structure_scale=np.abs(draw(STRUCTURE)) + 0.1,
-        structure_weight=draw(STRUCTURE),
-    )
+def a_head(kind: str) -> AdditiveHead | MlpHead:
+    return random_head(kind, dim=DIM, columns=COLUMNS, structure=STRUCTURE)
 
 
 def test_additive_logit_is_the_formula() -> None:
-    head, seen = random_head("additive"), random_features(7)
+    head, seen = a_head("additive"), random_features(7)
     assert isinstance(head, AdditiveHead)
     for i in range(7):
         dense = np.zeros(COLUMNS)
@@ -60,7 +45,7 @@ def test_additive_logit_is_the_formula() -> None:
 def test_mlp_is_the_log_odds_of_the_softmax() -> None:
     import torch
 
-    head, seen = random_head("mlp"), random_features(5)
+    head, seen = a_head("mlp"), random_features(5)
     assert isinstance(head, MlpHead)
     hidden = torch.relu(torch.tensor(seen.deep) @ torch.tensor(head.hidden_weight) + torch.tensor(head.hidden_bias))
     said = torch.softmax(hidden @ torch.tensor(head.output_weight) + torch.tensor(head.output_bias), 1)[:, 1]
@@ -71,7 +56,7 @@ def test_mlp_is_the_log_odds_of_the_softmax() -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_batch_equals_singles(kind: str) -> None:
-    head, seen = random_head(kind), random_features(6)
+    head, seen = a_head(kind), random_features(6)
     together = head.parts(seen)
     for i in range(6):
         alone = head.parts(Features(seen.deep[i : i + 1], seen.wide[i : i + 1], seen.structure[i : i + 1]))
@@ -81,7 +66,7 @@ def test_batch_equals_singles(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_check_names_what_does_not_fit(kind: str) -> None:
-    head = random_head(kind)
+    head = a_head(kind)
     assert head.check(DIM, COLUMNS, STRUCTURE) is None
     assert "is needed" in (head.check(DIM + 1, COLUMNS, STRUCTURE) or "")
 

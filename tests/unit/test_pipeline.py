@@ -181,10 +181,10 @@ def test_warnings_of_libraries_take_the_same_road():
         try:
             raise ValueError("bad\nline")
         except ValueError:
-            logging.getLogger("some.library").exception("it %s", "failed")
-        logging.getLogger("some.library").info("not of interest")
+            logging.getLogger("some.package").exception("it %s", "failed")
+        logging.getLogger("some.package").info("not of interest")
     finally:
         logging.getLogger().removeHandler(handler)
     (line,) = map(json.loads, stream.getvalue().splitlines())
-    assert (line["level"], line["logger"]) == ("error", "some.library")
+    assert (line["level"], line["logger"]) == ("error", "some.package")
     assert line["text"] == "it failed: ValueError('bad\\nline')"

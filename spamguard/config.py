@@ -66,13 +66,26 @@ class PolicyTable(Table):
 
 
 class ListenTable(Table):
-    """Where the proxy listens."""
+    """Where the proxy listens, and whom it lets in."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    protocol: Literal["smtp", "lmtp"] = Field("smtp", description="what is spoken; LMTP answers for each recipient")
+    host: str = Field("127.0.0.1", description="address to listen on; `::` takes IPv4 as well")
     port: int = Field(10025, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    socket: Path | None = Field(None, description="Unix socket to listen on, in place of host and port")
+    socket_mode: str = Field("0660", pattern="^0?[0-7]{3}$", description="permissions of the Unix socket, octal")
     hostname: str = Field("", description="our name in greeting and EHLO; empty: the machine's")
     allow_from: tuple[Network, ...] = Field(
         (), description="networks that may connect; required when host is not loopback"
+    )
+    proxy_from: tuple[Network, ...] = Field(
+        (), description="load balancers, which must begin with a PROXY protocol header (v1 or v2)"
+    )
+    xclient_from: tuple[Network, ...] = Field((), description="networks that may name another client by XCLIENT")
+    tls: Literal["off", "may", "require"] = Field("off", description="STARTTLS: not offered, offered, or demanded")
+    tls_certificate: Path | None = Field(None, description="PEM file with our certificate and its chain")
+    tls_key: Path | None = Field(None, description="PEM file with its key; unset: it is in `tls_certificate`")
+    stray_line_ends: Literal["normalize", "reject"] = Field(
+        "normalize", description="CR or LF alone in a message: LF becomes CRLF and CR a blank, or 550"
     )
 
     @field_validator("host")
@@ -82,7 +95,7 @@ class ListenTable(Table):
         ip_address(host)
         return host
 
-    @field_validator("allow_from", mode="before")
+    @field_validator("allow_from", "proxy_from", "xclient_from", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
@@ -93,19 +106,41 @@ class ListenTable(Table):
 
     @model_validator(mode="after")
     def _no_open_relay(self) -> ListenTable:
-        if not ip_address(self.host).is_loopback and not self.allow_from:
+        if self.socket is None and not ip_address(self.host).is_loopback and not self.allow_from:
             raise ValueError(f"host = {self.host!r} is not loopback: allow_from must list who may connect")
+        if self.tls != "off" and self.tls_certificate is None:
+            raise ValueError(f'tls = "{self.tls}" needs tls_certificate')
         return self
 
 
 class NextHopTable(Table):
-    """The SMTP server that takes the mail from us. Without one, mail goes into the Maildir below."""
+    """The server that takes the mail from us. Without one, mail goes into the Maildir below."""
 
-    host: str = Field("", description="next hop; empty: deliver into `maildir.path`")
+    protocol: Literal["smtp", "lmtp"] = Field("smtp", description="what it speaks")
+    host: str = Field("", description="next hop; empty, and no socket: deliver into `maildir.path`")
     port: int = Field(10026, ge=1, le=65535, description="port of the next hop")
+    socket: Path | None = Field(None, description="Unix socket of the next hop, in place of host and port")
+    tls: Literal["off", "may", "require", "verify"] = Field(
+        "off",
+        description="STARTTLS: never, where offered, always, or always and with a certificate that is checked",
+    )
+    tls_ca: Path | None = Field(None, description="PEM file with the authorities to trust; unset: the system's")
+    tls_name: str = Field("", description="name that the certificate must have; empty: `host`")
+    idle_connections: int = Field(20, ge=0, description="connections kept open for the next message")
+    idle_s: float = Field(30, gt=0, description="how long they are kept")
     connect_timeout_s: float = Field(30, gt=0, description="time to connect")
     reply_timeout_s: float = Field(100, gt=0, description="time to wait for the reply to a command")
     data_timeout_s: float = Field(300, gt=0, description="time to wait for the reply to the final dot")
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.host or self.socket)
+
+    @model_validator(mode="after")
+    def _name_to_verify(self) -> NextHopTable:
+        if self.tls == "verify" and not (self.host or self.tls_name):
+            raise ValueError('tls = "verify" needs tls_name, the name in the certificate')
+        return self
 
 
 class MaildirTable(Table):
@@ -135,9 +170,18 @@ class LimitsTable(Table):
     """Where we stop."""
 
     message_bytes: int = Field(33_554_432, ge=65_536, description="largest message accepted")
+    memory_bytes: int = Field(
+        1_048_576, ge=65_536, description="what of a message is held in memory; the rest waits in a file without a name"
+    )
     recipients: int = Field(1000, ge=1, description="recipients of one message")
-    connections: int = Field(200, ge=1, description="connections at once")
+    connections: int = Field(1000, ge=1, description="connections at once")
+    connections_per_peer: int = Field(
+        0, ge=0, description="connections at once from one address; 0: no limit, as one MTA may have all"
+    )
+    errors: int = Field(20, ge=1, description="commands answered 5xx after which a client is dropped")
     idle_s: float = Field(300, gt=0, description="silence after which a client is dropped")
+    data_s: float = Field(600, gt=0, description="time that one message may take to arrive")
+    session_s: float = Field(3600, gt=0, description="time that a client may stay, but for a message under way")
     shutdown_s: float = Field(30, gt=0, description="time that open transactions get at shutdown")
 
 
@@ -165,6 +209,10 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:
+        if self.listen.socket is not None or self.next_hop.socket is not None:
+            if self.listen.socket == self.next_hop.socket:
+                raise ValueError(f"next_hop is our own listener {self.listen.socket}")
+            return self
         hop = "127.0.0.1" if self.next_hop.host == "localhost" else self.next_hop.host
         ours = {self.listen.host}
         if ip_address(self.listen.host).is_unspecified:
@@ -260,16 +308,19 @@ def _anchored(config: Config, base: Path) -> Config:
             "state_dir": _absolute(config.state_dir, base),
             "head": _anchor(config.head, base),
             "maildir": _anchor(config.maildir, base),
+            "listen": _anchor(config.listen, base),
+            "next_hop": _anchor(config.next_hop, base),
             "encoder": _anchor_model(config.encoder, base),
         }
     )
 
 
-PathTable = TypeVar("PathTable", HeadTable, MaildirTable)
+AnyTable = TypeVar("AnyTable", bound=Table)
 
 
-def _anchor(table: PathTable, base: Path) -> PathTable:
-    return table if table.path is None else table.model_copy(update={"path": _absolute(table.path, base)})
+def _anchor(table: AnyTable, base: Path) -> AnyTable:
+    paths = {name: _absolute(value, base) for name, value in table if isinstance(value, Path)}
+    return table.model_copy(update=paths) if paths else table
 
 
 def _absolute(path: Path, base: Path) -> Path:

@@ -171,7 +171,9 @@ class LimitsTable(Table):
 
     message_bytes: int = Field(33_554_432, ge=65_536, description="largest message accepted")
     memory_bytes: int = Field(
-        1_048_576, ge=65_536, description="what of a message is held in memory; the rest waits in a file without a name"
+        1_048_576,
+        ge=65_536,
+        description="what of a message is held in memory; the rest waits in an unnamed file",
     )
     recipients: int = Field(1000, ge=1, description="recipients of one message")
     connections: int = Field(1000, ge=1, description="connections at once")

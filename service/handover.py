@@ -77,7 +77,8 @@ class Handover:
         if headers.hops(raw) > _HOPS:
             return LOOP
         began = time.monotonic()
-        disposition = record.disposition = await self._pipeline.handle(raw)
+        (disposition,) = await self._pipeline.handle(raw)
+        record.disposition = disposition
         record.more["score_ms"] = _ms(began)
         if disposition.fate is Fate.REJECT:
             await self._delivery.abort()

@@ -59,8 +59,7 @@ def test_a_pipelined_envelope_gets_exims_own_replies(exim, daemon):
     done = swaks(FILTER, "--pipeline", "--to", "refused@example.net,b@example.net,c@example.net", *subject)
     assert done.returncode == 0, done.stdout
     assert "550 nobody of that name" in done.stdout
-    mail = exim.box.one("pipelined")
-    assert mail["Envelope-to"] == "b@example.net, c@example.net"
+    assert {mail["Envelope-to"] for mail in exim.box.all("pipelined", 2)} == {"b@example.net", "c@example.net"}
 
 
 def test_eight_bits_long_lines_and_dots_arrive_as_they_were_sent(exim, daemon):

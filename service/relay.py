@@ -155,9 +155,11 @@ class Relay:
     async def reset(self) -> None:
         hop, begun = self._hop, self._forward or self._mail
         self._forward, self._mail, self._rcpts = [], [], []
-        if hop is not None and begun and not (await hop.ask(b"RSET")).positive:
-            hop.abort()
-        self._give_back()
+        try:
+            if hop is not None and begun and not (await hop.ask(b"RSET")).positive:
+                hop.abort()
+        finally:
+            self._give_back()
 
     async def deliver(self, message_id: str, envelope: Envelope, message: Content, junk: bool) -> list[bytes]:
         rcpts = [path.line for path in envelope.recipients]

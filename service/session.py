@@ -72,7 +72,7 @@ class Session(Connection):
             await self._delivery.reset()
 
     def _start_over(self) -> None:
-        self._open = Envelope(self._open.helo, self.peer, self._open.extended, self.listener.lmtp)
+        self._open = Envelope(self._open.helo, self.peer, self._open.extended, lmtp=self.listener.lmtp)
 
     def greet_anew(self) -> None:
         self._greeted = False
@@ -99,7 +99,7 @@ class Session(Connection):
         if self._greeted:
             await self.forget()
         self._greeted = True
-        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", self.listener.lmtp)
+        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", lmtp=self.listener.lmtp)
         keywords = _NEXT_HOP_DOWN
         try:
             with self.untimed():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import itertools
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,14 @@ STRAY_LINE_ENDS = b"550 5.6.0 Message holds CR or LF outside CRLF"
 LOOP = b"554 5.4.6 Too many hops, this looks like a loop"
 
 _HOPS = 50
+_counter = itertools.count()
 
 Replies = list[bytes]
+
+
+def _new_id() -> str:
+    """Of hexadecimal digits, in the order of time; unique on this machine."""
+    return f"{time.time_ns():016x}{next(_counter) & 0xFFFF:04x}"
 
 
 @dataclass(slots=True)
@@ -49,7 +55,7 @@ class _Record:
     envelope: Envelope
     size: int
     shares: list[_Share]
-    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    id: str = field(default_factory=_new_id)
     began: float = field(default_factory=time.monotonic)
     more: dict[str, Any] = field(default_factory=dict)
 

@@ -47,6 +47,14 @@ class _Share:
     def answer(self, reply: bytes) -> None:
         self.replies = [reply] * len(self.places)
 
+    @property
+    def held(self) -> bool:
+        return self.disposition is not None and self.disposition.fate is Fate.QUARANTINE
+
+    @property
+    def taken(self) -> bool:
+        return any(reply[:1] == b"2" for reply in self.replies)
+
 
 @dataclass(slots=True)
 class _Record:
@@ -141,19 +149,22 @@ class Handover:
     async def _carry_out(self, content: Content, record: _Record) -> None:
         """What is held back is written first and put in its place last, so that a failure between leaves no trace."""
         staged: list[tuple[_Share, Staged]] = []
+        replies: Replies = []
         try:
-            for share in record.shares:
-                assert share.disposition is not None
-                await self._try(share, record, self._one(share, share.disposition, content, record, staged))
+            for share in sorted(record.shares, key=lambda share: not share.held):
+                await self._try(share, record, self._one(share, content, record, staged))
+                replies += share.replies
+                if self._one_reply and _worst(replies)[:1] != b"2":
+                    break
             if self._one_reply:
-                worst = _worst([reply for share in record.shares for reply in share.replies])
-                if worst[:1] != b"2" and any(reply[:1] == b"2" for share in record.shares for reply in share.replies):
+                worst = _worst(replies)
+                if worst[:1] != b"2" and any(share.taken for share in record.shares if not share.held):
                     record.more["partly_delivered"] = True  # The sender's next attempt will double those.
                 record.answer(worst)
             for share, one in staged:
-                if share.replies[0][:1] == b"2":
+                if share.taken:
                     await self._try(share, record, asyncio.to_thread(one.commit))
-                    if self._one_reply and share.replies[0][:1] != b"2":
+                    if self._one_reply and not share.taken:
                         record.answer(share.replies[0])
         finally:
             for _, one in staged:
@@ -169,11 +180,12 @@ class Handover:
     async def _one(
         self,
         share: _Share,
-        disposition: Disposition,
         content: Content,
         record: _Record,
         staged: list[tuple[_Share, Staged]],
     ) -> None:
+        disposition = share.disposition
+        assert disposition is not None
         message = content.with_beginning(disposition.data)
         envelope = record.envelope.only(share.places) if len(record.shares) > 1 else record.envelope
         if disposition.fate is Fate.REJECT:

@@ -149,15 +149,13 @@ class Handover:
     async def _carry_out(self, content: Content, record: _Record) -> None:
         """What is held back is written first and put in its place last, so that a failure between leaves no trace."""
         staged: list[tuple[_Share, Staged]] = []
-        replies: Replies = []
         try:
             for share in sorted(record.shares, key=lambda share: not share.held):
                 await self._try(share, record, self._one(share, content, record, staged))
-                replies += share.replies
-                if self._one_reply and _worst(replies)[:1] != b"2":
-                    break
+                if self._one_reply and not share.taken:
+                    break  # All will hear the same, and come again.
             if self._one_reply:
-                worst = _worst(replies)
+                worst = _worst([reply for share in record.shares for reply in share.replies])
                 if worst[:1] != b"2" and any(share.taken for share in record.shares if not share.held):
                     record.more["partly_delivered"] = True  # The sender's next attempt will double those.
                 record.answer(worst)

@@ -86,7 +86,7 @@ def test_replies_that_do_not_come_are_failures_of_those_recipients_alone(running
 
 
 def test_smtp_in_front_of_lmtp_takes_one_recipient_at_a_time(running_daemon):
-    """SMTP has one reply after the dot: were two recipients to fare differently, one would lose or double the mail."""
+    """SMTP has one reply after the dot: if two recipients fared differently, one would lose or double the mail."""
     hop = FakeNextHop(lmtp=True, dot=[b"250 one", b"552 5.2.2 two is full"])
     with running_daemon(hop, listen=SMTP).client() as client:
         client.greet()

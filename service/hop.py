@@ -209,7 +209,7 @@ class Hop(asyncio.Protocol):
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
-        if self._buffer or self._replies or self._transport is None:
+        if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
         try:
             transport = await self._loop.start_tls(

@@ -74,9 +74,7 @@ def test_row_26_what_is_sent_in_plain_behind_starttls_is_never_obeyed(running_da
         client.send(b"STARTTLS\r\nMAIL FROM:<evil@x>\r\nRCPT TO:<evil@x>\r\n")
         assert client.reply().startswith(b"220")
         client.encrypt(certificates.client, "filter.example")
-        assert client.ask(b"NOOP") == b"250 2.0.0 Ok", (
-            "the first reply is to the first command"
-        )
+        assert client.ask(b"NOOP") == b"250 2.0.0 Ok", "the first reply is to the first command"
         assert client.ask(b"EHLO x").startswith(b"250-")
         assert client.ask(b"RCPT TO:<c@d>").startswith(b"503 5.5.1 Send MAIL first")
     assert not [line for line in hop.lines if b"evil" in line]

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -290,6 +291,7 @@ def raising(error: BaseException):
 
 EVIL = [raising(e) for e in (SystemExit(1), KeyboardInterrupt(), MemoryError(), GeneratorExit(), RecursionError())]
 GARBAGE = [None, [], [None], ["x"], 5, iter([verdict(0.1)]), [verdict(0.1)] * 2, [verdict(7.0)], [verdict(-0.1)]]
+GARBAGE.append([SimpleNamespace(probability=0.1)])
 
 
 @pytest.mark.parametrize(

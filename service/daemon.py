@@ -115,8 +115,8 @@ class Daemon:
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
             self.pipeline = Pipeline(self.batcher, Policy(config.policy))
-            near_ends = self.next_hop.near_ends if self.next_hop else set()
-            listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, near_ends, tls)
+            ends = self.next_hop.ends if self.next_hop else set()
+            listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
             self._raise_limit_of_files(config)
             await listener.start(bound)
             self.listener = listener

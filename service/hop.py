@@ -45,11 +45,11 @@ class Gone(DeliveryError):
 class Hop(asyncio.Protocol):
     """Made by `connect`. Once anything has gone wrong it is `dead` for good, and each call raises DeliveryError."""
 
-    def __init__(self, table: NextHopTable, near_ends: set[object]) -> None:
+    def __init__(self, table: NextHopTable, ends: set[object]) -> None:
         self.keywords: Mapping[bytes, bytes] = {}
         self.dead: DeliveryError | None = None
-        self._near_ends = near_ends
-        self._near_end: object = None
+        self._open_ends = ends
+        self._ends: object = None
         self._loop = asyncio.get_running_loop()
         self._table = table
         self._transport: asyncio.Transport | None = None
@@ -66,9 +66,9 @@ class Hop(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._near_end = transport.get_extra_info("sockname")
-        if self._near_end:  # a Unix socket has none
-            self._near_ends.add(self._near_end)
+        self._ends = (transport.get_extra_info("sockname"), transport.get_extra_info("peername"))
+        if self._ends[0]:  # a Unix socket has none
+            self._open_ends.add(self._ends)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -105,7 +105,7 @@ class Hop(asyncio.Protocol):
             self._end(Gone(f"unasked: {reply.raw[:200]!r}", LOST))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._near_ends.discard(self._near_end)
+        self._open_ends.discard(self._ends)
         self._end(Gone(f"connection lost: {error or 'closed by the next hop'}", LOST))
 
     def pause_writing(self) -> None:
@@ -209,7 +209,7 @@ class Hop(asyncio.Protocol):
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
-        if self._buffer or self._replies or self._transport is None:
+        if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
         try:
             transport = await self._loop.start_tls(
@@ -226,14 +226,14 @@ class Hop(asyncio.Protocol):
         self._transport = transport
 
 
-async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | None, near_ends: set[object]) -> Hop:
-    """Connect, greet, and encrypt if asked to; while open, its near end is in `near_ends`.
+async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | None, ends: set[object]) -> Hop:
+    """Connect, greet, and encrypt if asked to; while open, its near and far end are in `ends`.
 
     Raises DeliveryError, whose reply is 4xx.
     """
     hop: Hop | None = None
     try:
-        hop = await _opened(table, near_ends)
+        hop = await _opened(table, ends)
         greeting = await hop.reply("greeting", table.reply_timeout_s)
         if greeting.code != 220:
             raise DeliveryError(f"greeting: {greeting.raw!r}", NOT_REACHED)
@@ -254,15 +254,15 @@ async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | No
     return hop
 
 
-async def _opened(table: NextHopTable, near_ends: set[object]) -> Hop:
+async def _opened(table: NextHopTable, ends: set[object]) -> Hop:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(table.connect_timeout_s):
             if table.socket is not None:
-                _, hop = await loop.create_unix_connection(lambda: Hop(table, near_ends), str(table.socket))
+                _, hop = await loop.create_unix_connection(lambda: Hop(table, ends), str(table.socket))
             else:
                 # asyncio sets TCP_NODELAY, without which a small last packet waits 40 ms for an acknowledgement.
-                _, hop = await loop.create_connection(lambda: Hop(table, near_ends), table.host, table.port)
+                _, hop = await loop.create_connection(lambda: Hop(table, ends), table.host, table.port)
     except (OSError, TimeoutError) as error:
         raise DeliveryError(f"connect: {str(error) or 'timeout'}", NOT_REACHED) from error
     return hop

@@ -122,7 +122,7 @@ class Listener:
         quarantine: Quarantine,
         journal: Journal,
         way_out: Callable[[], Delivery],
-        near_ends: set[object],
+        ends_of_ours: set[object],
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.hostname = hostname
@@ -135,7 +135,7 @@ class Listener:
         self.pipeline = pipeline
         self.quarantine = quarantine
         self.journal = journal
-        self.near_ends = near_ends
+        self.ends_of_ours = ends_of_ours
         self.connections: set[Connection] = set()
         self.address: tuple[str, int] | str = ""
         self._peers: Counter[str] = Counter()

@@ -21,8 +21,8 @@ class NextHop:
 
     def __init__(self, table: NextHopTable, hostname: str, tls: ssl.SSLContext | None = None) -> None:
         self.per_recipient = table.protocol == "lmtp"
-        self.near_ends: set[object] = set()
-        """The addresses at which our connections begin: a client at one of these is ourselves."""
+        self.ends: set[object] = set()
+        """Near and far address of each open connection: a client with the same two is ourselves."""
         self._table = table
         self._hostname = hostname.encode("ascii", "replace")
         self._tls = tls
@@ -31,7 +31,7 @@ class NextHop:
 
     async def connect(self) -> Hop:
         """A new connection. Raises DeliveryError."""
-        return await connect(self._table, self._hostname, self._tls, self.near_ends)
+        return await connect(self._table, self._hostname, self._tls, self.ends)
 
     def idle(self) -> Hop | None:
         """The youngest idle connection that is alive; it stays where it is."""

@@ -92,7 +92,8 @@ class Session(Connection):
     async def _ehlo(self, line: bytes, argument: bytes) -> None:
         if not argument.strip():
             return await self.answer(b"501 5.5.4 A host name is missing")
-        if self._writer.get_extra_info("peername") in self.listener.near_ends:
+        far, near = (self._writer.get_extra_info(name) for name in ("peername", "sockname"))
+        if (far, near) in self.listener.ends_of_ours:
             self.listener.journal.write("error", "loop", cause="the next hop is ourselves", peer=self.peer)
             self.leaving = True
             return await self.answer(b"554 5.4.6 This is a loop: your next server is yourself")

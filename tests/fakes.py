@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spamguard.config import Config
@@ -109,13 +110,20 @@ EHLO = (
 class FakeNextHop:
     """An SMTP server that plays a script: at each step a reply in bytes, HANG, or DROP; and remembers everything.
 
-    A list of replies is used up one by one; the last one stays.
+    A list of replies is used up one by one; the last one stays. With `lmtp` the final dot is answered once for each
+    recipient. `unix` is the socket to listen on in place of a port; `tls` makes STARTTLS work.
     """
 
-    def __init__(self, **script: object) -> None:
+    def __init__(
+        self, lmtp: bool = False, unix: Path | None = None, tls: ssl.SSLContext | None = None, **script: object
+    ) -> None:
+        self.lmtp = lmtp
+        self.unix = unix
+        self.tls = tls
         self.script: dict[str, object] = {
             GREETING: b"220 next.example ESMTP",
-            "EHLO": EHLO,
+            "LHLO" if lmtp else "EHLO": EHLO,
+            "STARTTLS": b"220 2.0.0 Ready to start TLS",
             "XFORWARD": b"250 2.0.0 Ok",
             "MAIL": b"250 2.1.0 Sender ok",
             "RCPT": b"250 2.1.5 Recipient ok",
@@ -134,6 +142,9 @@ class FakeNextHop:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> int:
+        if self.unix is not None:
+            self._server = await asyncio.start_unix_server(self._serve, self.unix, limit=2**26)
+            return 0
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=2**26)
         return self._server.sockets[0].getsockname()[1]
 
@@ -153,7 +164,7 @@ class FakeNextHop:
         self.connections += 1
         try:
             await self._session(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
             pass
         finally:
             self._tasks.discard(task)
@@ -192,8 +203,13 @@ class FakeNextHop:
                 except asyncio.IncompleteReadError as error:
                     self.torn.append(head + error.partial)
                     raise
-                if (await self._play(END_OF_DATA, writer)).startswith(b"2"):
-                    self.messages.append(now)
+                took = [
+                    line
+                    for line in (now.rcpt if self.lmtp else [b"all"])
+                    if (await self._play(END_OF_DATA, writer)).startswith(b"2")
+                ]
+                if took:
+                    self.messages.append(replace(now, rcpt=took) if self.lmtp else now)
                 now = None
                 continue
             reply = await self._play(verb, writer)
@@ -203,6 +219,10 @@ class FakeNextHop:
                 now, xforward = Received(line, [], xforward=xforward), []
             elif verb == "RCPT" and reply.startswith(b"2") and now is not None:
                 now.rcpt.append(line)
+            elif verb == "STARTTLS" and self.tls is not None:
+                await writer.start_tls(self.tls)
+            elif verb in ("RSET", "EHLO", "LHLO"):
+                now, xforward = None, []
             elif verb == "QUIT":
                 return
 

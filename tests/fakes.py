@@ -28,15 +28,20 @@ class FakePrepared:
     raw: bytes
     tokens: int
     head: str
+    probability: float
 
 
 @dataclass
 class FakeScorer:
-    """The word `viagra` is spam, `maybe` is unsure; `X-Fake: raise | nan` misbehaves. Remembers its batches."""
+    """The word `viagra` is spam, `maybe` is unsure; `X-Fake: raise | nan` misbehaves.
+
+    Remembers its batches, or with `remember` off nothing, so that a daemon of it can be measured.
+    """
 
     head_id: str = "head-1"
     encoder_id: str = "fake-encoder"
     encoder: object = None
+    remember: bool = True
     batches: list[list[bytes]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -49,10 +54,12 @@ class FakeScorer:
         if b"X-Fake: unpreparable" in raw:
             raise ValueError("cannot be prepared")
         found = re.search(rb"X-Tokens: (\d+)", raw)
-        return FakePrepared(raw, int(found[1]) if found else 10, self.head_id)
+        p = 0.99 if b"viagra" in raw else 0.7 if b"maybe" in raw else 0.01
+        return FakePrepared(raw if self.remember else raw[:1024], int(found[1]) if found else 10, self.head_id, p)
 
     def score(self, batch: Sequence[FakePrepared]) -> list[Verdict]:
-        self.batches.append([one.raw for one in batch])
+        if self.remember:
+            self.batches.append([one.raw for one in batch])
         self.threads.add(threading.get_ident())
         self.entered.set()
         self.gate.wait(60)
@@ -65,8 +72,8 @@ class FakeScorer:
             raise RuntimeError("secret path /srv/model\r\n250 injected")
         if b"X-Fake: nan" in raw:
             return verdict(float("nan"))
-        p = 0.99 if b"viagra" in raw else 0.7 if b"maybe" in raw else 0.01
-        return verdict(p, self.head_id, (Reason("wide", 'the word "meeting"', -1.5), Reason("deep", "meaning", 0.5)))
+        reasons = Reason("wide", 'the word "meeting"', -1.5), Reason("deep", "meaning", 0.5)
+        return verdict(prepared.probability, self.head_id, reasons)
 
 
 def load_fake_scorer(config: Config, encoder: object) -> FakeScorer:
@@ -226,6 +233,7 @@ if __name__ == "__main__":
 
     def slow_scorer(config: Config, encoder: object) -> FakeScorer:
         scorer = load_fake_scorer(config, encoder)
+        scorer.remember = False
         original = scorer.score
 
         def score(batch: Sequence[FakePrepared]) -> list[Verdict]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -74,8 +74,11 @@ class Batcher:
         if isinstance(answer, ScoringError):
             raise answer
 
-    async def score(self, raw: bytes) -> Verdict:
-        """Raises ScoringError, whose text begins with `overload`, `deadline`, `stopping` or `fault`."""
+    async def score(self, raw: bytes, rest: Callable[[], bytes] | None = None) -> Verdict:
+        """Judge `raw` and what `rest` reads to follow it, in a preparing thread.
+
+        Raises ScoringError, whose text begins with `overload`, `deadline`, `stopping` or `fault`.
+        """
         if self._stopped:
             raise ScoringError("stopping")
         if self.open >= self.table.queue:
@@ -84,7 +87,7 @@ class Batcher:
         self._idle.clear()
         try:
             async with asyncio.timeout(self.table.deadline_s):
-                return await self._score(raw)
+                return await self._score(raw, rest)
         except TimeoutError as error:
             raise ScoringError(f"deadline: no verdict within {self.table.deadline_s:g} s") from error
         finally:
@@ -92,11 +95,11 @@ class Batcher:
             if not self.open:
                 self._idle.set()
 
-    async def _score(self, raw: bytes) -> Verdict:
+    async def _score(self, raw: bytes, rest: Callable[[], bytes] | None) -> Verdict:
         loop = asyncio.get_running_loop()
         scorer = self.scorer
         try:
-            prepared = await loop.run_in_executor(self._preparers, scorer.prepare, raw)
+            prepared = await loop.run_in_executor(self._preparers, _prepare, scorer, raw, rest)
         except Exception as error:
             raise _as_scoring_error(error) from error
         item = _Item(scorer, prepared, loop.time(), loop.create_future())
@@ -162,6 +165,10 @@ class Batcher:
                 break
             batch.append(self._waiting.popleft())
         return batch
+
+
+def _prepare(scorer: Scorer[Any], raw: bytes, rest: Callable[[], bytes] | None) -> Any:
+    return scorer.prepare(raw if rest is None else raw + rest())
 
 
 def _judge(scorer: Scorer[Any], batch: list[Any]) -> list[Verdict | ScoringError]:

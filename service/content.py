@@ -1,42 +1,182 @@
-"""The content of DATA on the wire: where it ends, its dots, and its line ends (RFC 5321, 2.3.8 and 4.5.2)."""
+"""The content of DATA on the wire: where it ends, its dots, and its line ends (RFC 5321, 2.3.8 and 4.5.2).
+
+A message is held in memory up to a bound; what follows waits in a file that has no name, so that nothing of it can
+be left behind, whatever becomes of the process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 END = b"\r\n.\r\n"
 _STRAY_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_CHUNK = 262_144
 
 
-async def read(reader: asyncio.StreamReader, limit: int) -> bytes | None:
-    """Read up to and including the final dot. None, after draining all of it, if it is over `limit` bytes.
+class TooBig(Exception):
+    """The message is larger than the limit; it has been read to its end."""
+
+
+class Spool:
+    """A file without a name. It is read by position, so that several may read it, and closed with its last user."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError."""
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            self._descriptor = os.dup(file.fileno())
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises OSError."""
+        rest = memoryview(data)
+        while rest:
+            written = os.write(self._descriptor, rest)
+            self.size += written
+            rest = rest[written:]
+
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
+
+    def __del__(self) -> None:
+        if (descriptor := getattr(self, "_descriptor", None)) is not None:
+            os.close(descriptor)
+
+
+class Content:
+    """A message: its `beginning` in memory, the rest of it, if any, in a spool. Line ends are CRLF throughout.
+
+    `mended` says that it came with others.
+    """
+
+    __slots__ = ("_spool", "beginning", "mended")
+
+    def __init__(self, beginning: bytes, spool: Spool | None = None, mended: bool = False) -> None:
+        self.beginning = beginning
+        self.mended = mended
+        self._spool = spool
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is in memory."""
+        return self._spool is None
+
+    @property
+    def size(self) -> int:
+        return len(self.beginning) + (self._spool.size if self._spool else 0)
+
+    def rest(self) -> bytes:
+        """What follows the beginning. Reads a file: for a thread."""
+        return b"".join(self._chunks())
+
+    def with_beginning(self, beginning: bytes) -> Content:
+        return Content(beginning, self._spool, self.mended)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, in pieces that never end between CR and LF."""
+        held = self.beginning
+        for chunk in self._chunks():
+            if held.endswith(b"\r"):
+                held, chunk = held[:-1], b"\r" + chunk
+            yield held
+            held = chunk
+        yield held
+
+    def _chunks(self) -> Iterator[bytes]:
+        position = 0
+        while self._spool is not None and position < self._spool.size:
+            chunk = self._spool.read(position, _CHUNK)
+            if not chunk:
+                raise OSError(f"the spool ends at {position} of {self._spool.size} bytes")
+            yield chunk
+            position += len(chunk)
+
+
+class _Incoming:
+    """Makes content of what is on the wire, chunk by chunk."""
+
+    def __init__(self, limit: int, memory: int, folder: Path) -> None:
+        self._limit = limit
+        self._memory = memory
+        self._folder = folder
+        self._before = b""  # The last two bytes that came, in which a dot line may have begun.
+        self._carry = b""  # A CR whose LF may be the next byte.
+        self._size = -2  # The CRLF put before the first line is none of the message.
+        self._mended = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._spool: Spool | None = None
+        self._fault: Exception | None = None
+
+    async def add(self, chunk: bytes, last: bool) -> None:
+        if self._fault is not None:
+            return
+        plain = (self._before + chunk).replace(b"\r\n.", b"\r\n")[len(self._before) :]
+        self._before = (self._before + chunk)[-2:]
+        if self._size < 0:
+            plain = plain[2:]  # read() hands the first bytes over whole
+            self._size = 0
+        if last:
+            plain = plain[:-2]  # the end of the line of the final dot
+        self._size += len(plain)
+        plain = self._carry + plain
+        self._carry = b""
+        if not last and plain.endswith(b"\r"):
+            plain, self._carry = plain[:-1], b"\r"
+        plain, mended = normalised(plain)
+        self._mended |= mended
+        try:
+            if self._size > self._limit:
+                raise TooBig
+            await self._keep(plain)
+        except (TooBig, OSError) as fault:
+            # The rest is read and dropped, so that the client hears why.
+            self._fault = fault
+            self._held.clear()
+            self._spool = None
+
+    async def _keep(self, plain: bytes) -> None:
+        if self._spool is None:
+            self._held.append(plain)
+            self._held_bytes += len(plain)
+            if self._held_bytes <= self._memory:
+                return
+            held = b"".join(self._held)
+            self._held = [held[: self._memory]]
+            plain = held[self._memory :]
+            self._spool = await asyncio.to_thread(Spool, self._folder)
+        await asyncio.to_thread(self._spool.write, plain)
+
+    def content(self) -> Content:
+        if self._fault is not None:
+            raise self._fault
+        return Content(b"".join(self._held), self._spool, self._mended)
+
+
+async def read(reader: asyncio.StreamReader, limit: int, memory: int, folder: Path) -> Content:
+    """Read up to and including the final dot; at most `memory` bytes stay in memory, the rest goes to `folder`.
 
     Only CRLF.CRLF ends a message. Every other spelling (LF.LF, CR.CR, CRLF.LF, ...) is content, so that nobody
     can hide a second message in the first (CVE-2023-51764 and its kin). Lines may be of any length.
+
+    Raises TooBig if it is over `limit` bytes (dots not counted: RFC 1870, 5), OSError if it cannot be spooled, both
+    only after all of it has been drained.
     """
     # The CRLF before a dot that comes first of all is the one of the DATA command, and has been read.
     reader._buffer[:0] = b"\r\n"  # type: ignore[attr-defined]
-    chunks: list[bytes] | None = []
-    size = 0
-    ended = False
-    while not ended:
+    incoming = _Incoming(limit, memory, folder)
+    while True:
         try:
-            chunk = await reader.readuntil(END)
-            ended = True
+            await incoming.add(await reader.readuntil(END), last=True)
+            return incoming.content()
         except asyncio.LimitOverrunError as error:
             chunk = await reader.readexactly(error.consumed)
-        size += len(chunk)
-        # The dots are still in it, at most one for three bytes ("." CRLF); SIZE counts without them (RFC 1870, 5).
-        if size > limit + limit // 3 + len(b"\r\n." + END):
-            chunks = None
-        if chunks is not None:
-            chunks.append(chunk)
-    if chunks is None:
-        return None
-    data = b"".join(chunks).replace(b"\r\n.", b"\r\n")[2:-2]
-    return data if len(data) <= limit else None
+        await incoming.add(chunk, last=False)
 
 
 def normalised(data: bytes) -> tuple[bytes, bool]:
@@ -51,8 +191,16 @@ def normalised(data: bytes) -> tuple[bytes, bool]:
     return _BARE_LF.sub(b"\r\n", _STRAY_CR.sub(b" ", data)), True
 
 
-def wire(data: bytes) -> bytes:
-    """The content as DATA wants it: CRLF lines, dots stuffed, the final dot at the end and nowhere else."""
-    data, _ = normalised(data)
-    stuffed = (b"\r\n" + data).replace(b"\r\n.", b"\r\n..")[2:]
-    return stuffed + (b".\r\n" if not data or stuffed.endswith(b"\r\n") else END)
+def wire(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The content as DATA wants it: CRLF lines, dots stuffed, the final dot at the end and nowhere else.
+
+    No piece may end between CR and LF. The final dot comes with the last piece.
+    """
+    before, held = b"\r\n", b""
+    for piece in pieces:
+        piece, _ = normalised(piece)
+        if held:
+            yield held
+        held = (before + piece).replace(b"\r\n.", b"\r\n..")[2:]
+        before = (before + piece[-2:])[-2:]
+    yield held + (END[2:] if before == b"\r\n" else END)

@@ -7,28 +7,34 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from spamguard import __version__
-from spamguard.config import Config, Loaded, load
+from spamguard.config import Config, Loaded, NextHopTable, load
 from spamguard.errors import ConfigError
 from spamguard.policy import Policy
 
 from . import batcher
 from .batcher import Batcher
 from .delivery import Delivery
+from .hop import tls_context
 from .journal import Journal
-from .listener import Listener, bind
+from .listener import Listener, bind, is_ourselves, server_tls
 from .maildir import Maildir, MaildirDelivery
 from .notify import notify, reloading
 from .pipeline import Pipeline
-from .relay import Relay
+from .quarantine import Quarantine
+from .relay import NextHop, Relay
 
 # Tables whose change takes effect only in a new process.
-_FIXED = ("state_dir", "listen", "next_hop", "maildir", "limits", "log")
+_FIXED = ("state_dir", "listen", "next_hop", "maildir", "quarantine", "limits", "log")
+
+# What is open beside the connections: libraries, the model's files, threads' pipes, the feature store.
+_OTHER_FILES = 200
 
 
 class Scorer(batcher.Scorer[Any], Protocol):
@@ -61,6 +67,7 @@ class Daemon:
         self.journal = journal or Journal(loaded.config.log)
         self.batcher: Batcher | None = None
         self.listener: Listener | None = None
+        self.next_hop: NextHop | None = None
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
@@ -96,13 +103,21 @@ class Daemon:
         notify("STATUS=Loading the model")
         bound = bind(config.listen)
         try:
+            if config.next_hop.exists and await asyncio.to_thread(is_ourselves, bound, config.next_hop):
+                raise ConfigError(f"next_hop: {_name(config.next_hop)} is our own listener")
+            tls = server_tls(config.listen)
+            quarantine = Quarantine(config.quarantine_path)
             way_out = self._way_out(config, hostname)
+            self._create("state_dir", lambda: config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
+            self._create("quarantine.path", quarantine.create)
             self.scorer = await asyncio.to_thread(self._load_scorer, config, None)
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
             self.pipeline = Pipeline(self.batcher, Policy(config.policy))
-            listener = Listener(config, hostname, self.pipeline, self.journal, way_out)
+            ends = self.next_hop.ends if self.next_hop else set()
+            listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
+            self._raise_limit_of_files(config)
             await listener.start(bound)
             self.listener = listener
         except BaseException:
@@ -113,31 +128,49 @@ class Daemon:
 
     def _way_out(self, config: Config, hostname: str) -> Callable[[], Delivery]:
         """What makes the way out of each client session."""
-        if config.next_hop.host:
-            return lambda: Relay(config.next_hop, hostname)
+        if config.next_hop.exists:
+            try:
+                tls = tls_context(config.next_hop)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(f"next_hop.tls_ca: {config.next_hop.tls_ca}: {error}") from error
+            self.next_hop = next_hop = NextHop(config.next_hop, hostname, tls)
+            return lambda: Relay(next_hop)
         maildir = Maildir(config.maildir_path, config.maildir.junk)
-        try:
-            maildir.create()
-        except OSError as error:
-            raise ConfigError(f"maildir.path: {error}") from error
+        self._create("maildir.path", maildir.create)
         return lambda: MaildirDelivery(maildir, hostname)
+
+    def _create(self, key: str, create: Callable[[], None]) -> None:
+        try:
+            create()
+        except OSError as error:
+            raise ConfigError(f"{key}: {error}") from error
+
+    def _raise_limit_of_files(self, config: Config) -> None:
+        """Each connection may need one to its client, one to the next hop, and a spool."""
+        wanted = 3 * config.limits.connections + _OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < wanted:
+            self.journal.write("warning", "few open files are allowed", limit=most, wanted=wanted)
 
     def _announce(self, seconds: float) -> None:
         config = self.loaded.config
-        host, port = self.address
-        to = f"{config.next_hop.host}:{config.next_hop.port}" if config.next_hop.host else str(config.maildir_path)
+        near, protocol = self._listens_on(), config.listen.protocol.upper()
+        to = _name(config.next_hop) if config.next_hop.exists else str(config.maildir_path)
         head, encoder, megabytes = self.scorer.head_id, self.scorer.encoder_id, _resident_megabytes()
         if self.journal.on_terminal:
             self.journal.say(
                 f"spamguard {__version__} is ready after {seconds:.1f} s, {megabytes} MB resident: "
-                f"SMTP on {host}:{port}, mail goes to {to}; head {head}, encoder {encoder}. Ctrl-C stops it."
+                f"{protocol} on {near}, mail goes to {to}; head {head}, encoder {encoder}. Ctrl-C stops it."
             )
         else:
             self.journal.write(
                 "info",
                 "ready",
                 version=__version__,
-                listen=f"{host}:{port}",
+                listen=near,
                 to=to,
                 head=head,
                 encoder=encoder,
@@ -147,13 +180,17 @@ class Daemon:
         self._notify_ready()
 
     def _notify_ready(self) -> None:
-        host, port = self.address
-        notify("READY=1", f"STATUS=SMTP on {host}:{port}, head {self.scorer.head_id}")
+        protocol = self.loaded.config.listen.protocol.upper()
+        notify("READY=1", f"STATUS={protocol} on {self._listens_on()}, head {self.scorer.head_id}")
 
     @property
-    def address(self) -> tuple[str, int]:
+    def address(self) -> tuple[str, int] | str:
+        """Host and port, or the path of the Unix socket."""
         assert self.listener is not None
         return self.listener.address
+
+    def _listens_on(self) -> str:
+        return self.address if isinstance(self.address, str) else "{}:{}".format(*self.address)
 
     async def stop(self) -> None:
         """Stop accepting, end the sessions, then the scoring they wait for."""
@@ -161,6 +198,8 @@ class Daemon:
         if self.listener is not None:
             late = await self.listener.stop(self.loaded.config.limits.shutdown_s)
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
+        if self.next_hop is not None:
+            self.next_hop.close()
         if self.batcher is not None:
             await self.batcher.stop()
 
@@ -200,6 +239,10 @@ def _load_scorer(config: Config, encoder: Any) -> Scorer:
     from spamguard.scorer import Scorer as BertScorer  # torch; not before the port is ours
 
     return BertScorer.from_config(config, encoder)
+
+
+def _name(hop: NextHopTable) -> str:
+    return str(hop.socket) if hop.socket else f"{hop.host}:{hop.port}"
 
 
 def _resident_megabytes() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
 # A path in brackets may hold quoted strings, and those may hold anything, `>` and blanks included.
@@ -14,10 +16,11 @@ _SIZE = re.compile(rb"SIZE=([0-9]{1,20})", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The argument of MAIL or RCPT: `raw` with its brackets, and the parameters behind it."""
+    """The argument of MAIL or RCPT: `raw` with its brackets, and the parameters behind it. `line` is the command."""
 
     raw: bytes
     parameters: tuple[bytes, ...] = ()
+    line: bytes = b""
 
     @property
     def address(self) -> bytes:
@@ -38,14 +41,21 @@ class Envelope:
     extended: bool = True
     sender: Path | None = None
     recipients: list[Path] = field(default_factory=list)
+    lmtp: bool = False
 
     @property
     def protocol(self) -> bytes:
         """The word for Received: (RFC 3848, RFC 6531)."""
         parameters = self.sender.parameters if self.sender else ()
         if any(parameter.upper() == b"SMTPUTF8" for parameter in parameters):
-            return b"UTF8SMTP"
+            return b"UTF8LMTP" if self.lmtp else b"UTF8SMTP"
+        if self.lmtp:
+            return b"LMTP"
         return b"ESMTP" if self.extended else b"SMTP"
+
+    def only(self, places: Sequence[int]) -> Envelope:
+        """The same with only the recipients at these places."""
+        return replace(self, recipients=[self.recipients[place] for place in places])
 
 
 def has_controls(line: bytes) -> bool:
@@ -53,8 +63,9 @@ def has_controls(line: bytes) -> bool:
     return _CONTROLS.search(line) is not None
 
 
-def parse(keyword: bytes, argument: bytes) -> Path | None:
-    """Read `FROM:<path> parameters` or `TO:<path> parameters`; None if it is neither. Nothing is rewritten."""
+def parse(keyword: bytes, line: bytes) -> Path | None:
+    """Read a line `MAIL FROM:<path> parameters` or `RCPT TO:...`; None if it is neither. Nothing is rewritten."""
+    argument = line.partition(b" ")[2]
     if argument[: len(keyword)].upper() != keyword:
         return None
     rest = argument[len(keyword) :].lstrip(b" ")
@@ -64,4 +75,17 @@ def parse(keyword: bytes, argument: bytes) -> Path | None:
     tail = rest[found.end() :]
     if tail and not tail.startswith(b" "):
         return None
-    return Path(found[0], tuple(tail.split()))
+    return Path(found[0], tuple(tail.split()), line)
+
+
+def address_of(value: bytes) -> str | None:
+    """The address of an XCLIENT attribute, "" if it is said to be unknown; None if it is no address."""
+    text = value.decode("ascii", "replace")
+    if text.upper() in ("[UNAVAILABLE]", "[TEMPUNAVAIL]"):
+        return ""
+    if text[:5].upper() == "IPV6:":
+        text = text[5:]
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None

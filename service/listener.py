@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import ssl
+import stat
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 
-from spamguard.config import Config, ListenTable
+from spamguard.config import Config, ListenTable, Network, NextHopTable
 from spamguard.errors import ConfigError
 
 from .delivery import Delivery
 from .journal import Journal
 from .pipeline import Pipeline
+from .quarantine import Quarantine
 from .session import Session
 from .smtp import STOPPING, Connection
 
 _BACKLOG = 1024
 
+TOO_MANY = b"421 4.3.2 Too many connections, try again later"
+TOO_MANY_OF_YOU = b"421 4.7.0 Too many connections from you, try again later"
+DENIED = b"554 5.7.1 Access denied"
+
 
 def bind(listen: ListenTable) -> socket.socket:
     """Take the port, so that one in use is found before the model is loaded; nobody is let in yet."""
+    if listen.socket is not None:
+        return _bind_unix(listen.socket, int(listen.socket_mode, 8))
     bound = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listen.host == "::":
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind((listen.host, listen.port))
     except OSError as error:
         bound.close()
@@ -31,16 +45,101 @@ def bind(listen: ListenTable) -> socket.socket:
     return bound
 
 
+def _bind_unix(path: Path, mode: int) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
+            path.unlink()  # left behind by a process that was killed
+    except OSError:
+        pass  # Nothing there, or nothing that we may touch: bind says which.
+    try:
+        bound.bind(str(path))
+        path.chmod(mode)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(f"listen.socket: cannot bind {path}: {error.strerror or error}") from error
+    return bound
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def is_ourselves(bound: socket.socket, hop: NextHopTable) -> bool:
+    """Whether mail for the next hop would come in here again. A name that cannot be resolved is not ourselves yet."""
+    near = bound.getsockname()
+    if isinstance(near, str):
+        return hop.socket is not None and os.path.realpath(near) == os.path.realpath(hop.socket)
+    if hop.socket is not None or hop.port != near[1]:
+        return False
+    try:
+        found = socket.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    far = {_plain(str(address[0])) for *_, address in found}
+    here = ip_address(near[0])
+    if not here.is_unspecified:
+        return _plain(near[0]) in far
+    return any(_is_local(address) for address in far)
+
+
+def _plain(peer: str) -> str:
+    """An address without its zone, and IPv4 as IPv4."""
+    address = ip_address(peer.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return str(address)
+
+
+def _is_local(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def server_tls(listen: ListenTable) -> ssl.SSLContext | None:
+    """Raises ConfigError."""
+    if listen.tls == "off":
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(str(listen.tls_certificate), str(listen.tls_key) if listen.tls_key else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"listen.tls_certificate: {listen.tls_certificate}: {error}") from error
+    return context
+
+
 class Listener:
     def __init__(
-        self, config: Config, hostname: str, pipeline: Pipeline, journal: Journal, way_out: Callable[[], Delivery]
+        self,
+        config: Config,
+        hostname: str,
+        pipeline: Pipeline,
+        quarantine: Quarantine,
+        journal: Journal,
+        way_out: Callable[[], Delivery],
+        ends_of_ours: set[object],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.hostname = hostname
         self.limits = config.limits
+        self.spool = config.state_dir
+        self.lmtp = config.listen.protocol == "lmtp"
+        self.reject_stray = config.listen.stray_line_ends == "reject"
+        self.tls = tls
+        self.tls_required = config.listen.tls == "require"
         self.pipeline = pipeline
+        self.quarantine = quarantine
         self.journal = journal
+        self.ends_of_ours = ends_of_ours
         self.connections: set[Connection] = set()
-        self.address = ("", 0)
+        self.address: tuple[str, int] | str = ""
+        self._peers: Counter[str] = Counter()
+        self._counted: dict[Connection, str] = {}
         self._listen = config.listen
         self._way_out = way_out
         self._server: asyncio.Server | None = None
@@ -49,42 +148,67 @@ class Listener:
     async def start(self, bound: socket.socket) -> None:
         """Let clients in. Raises ConfigError if another process listens there."""
         loop = asyncio.get_running_loop()
-        self.address = bound.getsockname()[:2]
+        near = bound.getsockname()
+        self.address = near if isinstance(near, str) else near[:2]
         try:
-            self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
+            if isinstance(near, str):
+                self._server = await loop.create_unix_server(self._connection, sock=bound, backlog=_BACKLOG)
+            else:
+                self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
         except OSError as error:
-            raise ConfigError(f"listen: cannot listen on {self._listen.host}: {error.strerror}") from error
+            raise ConfigError(f"listen: cannot listen on {near}: {error.strerror}") from error
 
     def _connection(self) -> Connection:
         return Session(self, self._way_out())
 
-    def refusal(self, connection: Connection) -> bytes | None:
-        """The reply for a client that may not come in."""
+    def full(self) -> bytes | None:
+        """The reply for a client who comes when there is no room for anybody."""
         if self._stopping:
             return STOPPING
         if len(self.connections) > self.limits.connections:
             self.journal.count("refused.connections")
-            return b"421 4.3.2 Too many connections, try again later"
-        if self._listen.allow_from and not self._allowed(connection.peer):
-            self.journal.write("warning", "refused", peer=connection.peer, cause="not in listen.allow_from")
-            self.journal.count("refused.allow_from")
-            return b"554 5.7.1 Access denied"
+            return TOO_MANY
         return None
 
-    def _allowed(self, peer: str) -> bool:
-        try:
-            address = ip_address(peer.partition("%")[0])
-        except ValueError:  # The client was gone before its address could be asked for.
-            return False
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._listen.allow_from)
+    def refusal(self, connection: Connection) -> bytes | None:
+        """The reply for a client that may not come in. Whoever may is counted."""
+        peer = connection.peer
+        if self._listen.allow_from and self._listen.socket is None and not _within(peer, self._listen.allow_from):
+            self.journal.write("warning", "refused", peer=peer, cause="not in listen.allow_from")
+            self.journal.count("refused.allow_from")
+            return DENIED
+        if self.limits.connections_per_peer and peer:
+            self._uncount(connection)
+            if self._peers[peer] >= self.limits.connections_per_peer:
+                self.journal.count("refused.connections_per_peer")
+                return TOO_MANY_OF_YOU
+            self._peers[peer] += 1
+            self._counted[connection] = peer
+        return None
+
+    def left(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._uncount(connection)
+
+    def _uncount(self, connection: Connection) -> None:
+        if (peer := self._counted.pop(connection, None)) is not None:
+            self._peers[peer] -= 1
+            if not self._peers[peer]:
+                del self._peers[peer]
+
+    def is_balancer(self, peer: str) -> bool:
+        return _within(peer, self._listen.proxy_from)
+
+    def may_rename(self, peer: str) -> bool:
+        return _within(peer, self._listen.xclient_from)
 
     async def stop(self, seconds: float) -> int:
         """Stop accepting, dismiss who is idle, let messages under way end; return how many had to be broken off."""
         self._stopping = True
         if self._server is not None:
             self._server.close()
+            if self._listen.socket is not None:
+                self._listen.socket.unlink(missing_ok=True)
         for connection in tuple(self.connections):
             connection.dismiss()
         late: set[asyncio.Task[None]] = set()
@@ -98,3 +222,13 @@ class Listener:
         if self._server is not None:
             await self._server.wait_closed()
         return len(late)
+
+
+def _within(peer: str, networks: tuple[Network, ...]) -> bool:
+    if not networks:
+        return False
+    try:
+        address = ip_address(_plain(peer))
+    except ValueError:  # a Unix socket, or a client gone before its address could be asked for
+        return False
+    return any(address in network for network in networks)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import formatdate
 from pathlib import Path
 
 from spamguard import headers
-from spamguard.actions import Disposition
 from spamguard.errors import DeliveryError
 
+from .content import Content
+from .delivery import storage_fault
 from .envelope import Envelope
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _counter = itertools.count()
 
 
@@ -29,14 +28,14 @@ class Maildir:
         self.path = path
         self.junk = path / junk if junk else path
 
-    def deliver(self, data: bytes, junk: bool) -> Path:
+    def deliver(self, pieces: Iterable[bytes], junk: bool) -> Path:
         """Write a message into new/ and return its path, when a crash can no longer lose it. Raises OSError."""
         folder = self.junk if junk else self.path
         self._create(folder)
-        name = f"{_unique_name()},S={len(data)}"
-        temporary, final = folder / "tmp" / name, folder / "new" / name
+        name = _unique_name()
+        temporary = folder / "tmp" / name
         try:
-            _write(temporary, data)
+            final = folder / "new" / f"{name},S={_write(temporary, pieces)}"
             temporary.rename(final)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -65,6 +64,8 @@ class MaildirDelivery:
         (b"SIZE", b"PIPELINING", b"8BITMIME", b"SMTPUTF8", b"ENHANCEDSTATUSCODES"), b""
     )
 
+    per_recipient = False
+
     def __init__(self, maildir: Maildir, hostname: str) -> None:
         self._maildir = maildir
         self._hostname = hostname
@@ -84,18 +85,15 @@ class MaildirDelivery:
     async def reset(self) -> None:
         pass
 
-    async def deliver(self, message_id: str, envelope: Envelope, disposition: Disposition) -> bytes:
-        data = headers.prepend(disposition.data, self._trace(message_id, envelope))
+    async def deliver(self, message_id: str, envelope: Envelope, message: Content, junk: bool) -> list[bytes]:
+        beginning = headers.prepend(message.beginning, self._trace(message_id, envelope))
         # Maildirs of this system hold local line ends.
+        pieces = (piece.replace(b"\r\n", b"\n") for piece in message.with_beginning(beginning).pieces())
         try:
-            await asyncio.to_thread(self._maildir.deliver, data.replace(b"\r\n", b"\n"), disposition.junk)
+            await asyncio.to_thread(self._maildir.deliver, pieces, junk)
         except OSError as error:
-            if error.errno in _FULL:
-                raise DeliveryError(
-                    f"Maildir: {error}", b"452 4.3.1 Insufficient storage, try again later"
-                ) from error
-            raise DeliveryError(f"Maildir: {error}") from error
-        return b"250 2.0.0 Ok: delivered as " + message_id.encode()
+            raise DeliveryError(f"Maildir: {error}", storage_fault(error)) from error
+        return [b"250 2.0.0 Ok: delivered as " + message_id.encode()] * len(envelope.recipients)
 
     def _trace(self, message_id: str, envelope: Envelope) -> bytes:
         """What the last server adds (RFC 5321, 4.4): Return-Path, Delivered-To, Received."""
@@ -123,15 +121,20 @@ def _unique_name() -> str:
     return f"{seconds}.M{nanoseconds // 1000}P{os.getpid()}Q{next(_counter)}.{host}"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes]) -> int:
+    """Return the size."""
+    size = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        for piece in pieces:
+            size += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return size
 
 
 def _sync_folder(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from spamguard import headers
 from spamguard.actions import Disposition
 from spamguard.errors import ScoringError
@@ -17,12 +19,23 @@ class Pipeline:
         self.batcher = batcher
         self.policy = policy
 
-    async def handle(self, raw: bytes) -> Disposition:
-        """Raises DeliveryError where the policy wants the sender to keep what could not be scored."""
+    async def handle(
+        self,
+        raw: bytes,
+        recipients: Sequence[bytes] = (b"",),
+        one_reply: bool = True,
+        rest: Callable[[], bytes] | None = None,
+    ) -> list[Disposition]:
+        """One disposition for each recipient, as Policy.decide() gives them.
+
+        `raw` is the message, or its beginning with the whole header block where `rest` reads what follows; then the
+        dispositions hold the new beginning. Raises DeliveryError where the policy wants the sender to keep what
+        could not be scored.
+        """
         # Marks are stripped before scoring as well: a verdict must not rest on somebody else's, or on our last one.
         clean = headers.strip(raw)
         try:
-            verdict = await self.batcher.score(clean)
+            verdict = await self.batcher.score(clean, rest)
         except ScoringError as error:
-            return self.policy.failed(clean, error)
-        return self.policy.decide(clean, verdict)
+            return self.policy.failed(raw, error, recipients)
+        return self.policy.decide(raw, verdict, recipients, one_reply)

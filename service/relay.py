@@ -1,188 +1,232 @@
-"""The next hop: a small SMTP client on raw bytes, which mirrors what the next hop answers."""
+"""The next hop: a pool of connections, and for each client session a way out that mirrors its replies."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import ssl
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from spamguard.actions import Disposition
 from spamguard.config import NextHopTable
 from spamguard.errors import DeliveryError
 
 from . import content
+from .content import Content
 from .envelope import Envelope
-
-NOT_REACHED = b"451 4.4.1 Next server cannot be reached, try again later"
-LOST = b"451 4.4.2 Connection to next server lost, try again later"
-UNEXPECTED = b"451 4.3.0 Next server gave an unexpected reply, try again later"
-
-_REPLY_LINE = re.compile(rb"[2-5][0-9][0-9](?:[ -].*)?")
-_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
-_LINE_BYTES = 2000  # Postfix cuts replies at 2048.
-_LINES = 500
-_BUFFER = 65_536
+from .hop import LOST, UNEXPECTED, Gone, Hop, Reply, connect
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    code: int
-    lines: tuple[bytes, ...]
+class NextHop:
+    """The connections to the next hop that are open and idle, newest last."""
 
-    @property
-    def raw(self) -> bytes:
-        return b"\r\n".join(self.lines)
+    def __init__(self, table: NextHopTable, hostname: str, tls: ssl.SSLContext | None = None) -> None:
+        self.per_recipient = table.protocol == "lmtp"
+        self.ends: set[object] = set()
+        """Near and far address of each open connection: a client with the same two is ourselves."""
+        self._table = table
+        self._hostname = hostname.encode("ascii", "replace")
+        self._tls = tls
+        self._idle: deque[tuple[Hop, float]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
 
-    @property
-    def positive(self) -> bool:
-        return 200 <= self.code < 300
+    async def connect(self) -> Hop:
+        """A new connection. Raises DeliveryError."""
+        return await connect(self._table, self._hostname, self._tls, self.ends)
+
+    def idle(self) -> Hop | None:
+        """The youngest idle connection that is alive; it stays where it is."""
+        while self._idle:
+            hop = self._idle[-1][0]
+            if hop.idle:
+                return hop
+            self._idle.pop()
+            hop.quit()
+        return None
+
+    def take(self) -> Hop | None:
+        hop = self.idle()
+        if hop is not None:
+            self._idle.pop()
+        return hop
+
+    def keep(self, hop: Hop) -> bool:
+        """Take a connection that is between two transactions back; False if there is no room for it."""
+        if not hop.idle or len(self._idle) >= self._table.idle_connections:
+            return False
+        loop = asyncio.get_running_loop()
+        self._idle.append((hop, loop.time() + self._table.idle_s))
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._table.idle_s, self._sweep)
+        return True
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        while self._idle and (self._idle[0][1] <= loop.time() or self._idle[0][0].dead):
+            self._idle.popleft()[0].quit()
+        if self._idle:
+            self._sweeper = loop.call_at(self._idle[0][1], self._sweep)
+
+    def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        while self._idle:
+            self._idle.pop()[0].quit()
 
 
 class Relay:
-    """One session with the next hop, opened for one session of a client."""
+    """One client session's way to the next hop. A connection is taken for each transaction and put back after it.
 
-    def __init__(self, table: NextHopTable, hostname: str) -> None:
+    The commands of the open transaction are remembered, so that they can be said again where a connection turns out
+    dead before DATA, or where the recipients part ways.
+    """
+
+    def __init__(self, next_hop: NextHop) -> None:
         self.keywords: Mapping[bytes, bytes] = {}
-        self._table = table
-        self._hostname = hostname.encode("ascii", "replace")
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._forwarded = False
+        self.per_recipient = next_hop.per_recipient
+        self._next_hop = next_hop
+        self._hop: Hop | None = None
+        self._forward: list[bytes] = []  # the XFORWARD lines
+        self._mail: list[bytes] = []
+        self._rcpts: list[bytes] = []
 
     async def open(self) -> None:
-        if self._streams is not None and not self._streams[1].is_closing():
-            return
-        await self._disconnect()
-        self._forwarded = False
-        try:
-            async with asyncio.timeout(self._table.connect_timeout_s):
-                # asyncio sets TCP_NODELAY, without which a small last packet waits 40 ms for an acknowledgement.
-                self._streams = await asyncio.open_connection(self._table.host, self._table.port, limit=_BUFFER)
-        except (OSError, TimeoutError) as error:
-            raise DeliveryError(f"connect: {str(error) or 'timeout'}", NOT_REACHED) from error
-        try:
-            greeting = await self._reply("greeting", self._table.reply_timeout_s)
-            if greeting.code != 220:
-                raise DeliveryError(f"greeting: {greeting.raw!r}", NOT_REACHED)
-            self.keywords = await self._hello()
-        except DeliveryError as error:
-            await self._disconnect()
-            raise DeliveryError(str(error), NOT_REACHED) from error
-
-    async def _hello(self) -> Mapping[bytes, bytes]:
-        reply = await self._ask(b"EHLO " + self._hostname)
-        if reply.code != 250:
-            reply = await self._ask(b"HELO " + self._hostname)
-            if reply.code != 250:
-                raise DeliveryError(f"HELO: {reply.raw!r}", NOT_REACHED)
-            return {}
-        words = (line[4:].strip().partition(b" ") for line in reply.lines[1:])
-        return {keyword.upper(): parameters for keyword, _, parameters in words}
+        hop = self._hop or self._next_hop.idle()
+        if hop is None or hop.dead:
+            self._drop()
+            hop = await self._next_hop.connect()
+            if not self._next_hop.keep(hop):
+                self._hop = hop
+        self.keywords = hop.keywords
 
     async def xforward(self, line: bytes) -> bytes:
-        reply = await self._mirrored(await self._first(line))
-        self._forwarded = True
-        return reply
+        return await self._said(line, self._forward)
 
     async def mail(self, line: bytes) -> bytes:
-        return await self._mirrored(await self._first(line))
+        return await self._said(line, self._mail)
 
     async def rcpt(self, line: bytes) -> bytes:
-        return await self._mirrored(await self._ask(line))
+        return await self._said(line, self._rcpts)
 
-    async def _first(self, line: bytes) -> Reply:
-        """A command that opens a transaction. The next hop may have closed an idle connection: then once again."""
-        fresh = self._streams is None
-        await self.open()
-        try:
-            reply = await self._ask(line)
-        except DeliveryError as error:
-            # XFORWARD names the client of this transaction; on a new connection that would be lost.
-            if fresh or self._forwarded or isinstance(error.__cause__, TimeoutError):
-                raise
-        else:
-            if reply.code != 421 or fresh or self._forwarded:
-                return reply
-        await self.abort()
-        await self.open()
-        return await self._ask(line)
-
-    async def reset(self) -> None:
-        self._forwarded = False
-        if self._streams is not None:
-            reply = await self._ask(b"RSET")
-            if not reply.positive:
-                await self.abort()
-
-    async def deliver(self, message_id: str, envelope: Envelope, disposition: Disposition) -> bytes:
-        reply = await self._ask(b"DATA")
-        if reply.code != 354:
-            return await self._mirrored(reply, refusal=True)
-        # Body and dot in one write: apart, the dot would wait for the acknowledgement of the body.
-        await self._send(content.wire(disposition.data), self._table.data_timeout_s)
-        reply = await self._reply("end of data", self._table.data_timeout_s)
-        self._forwarded = False
-        return await self._mirrored(reply)
-
-    async def _mirrored(self, reply: Reply, refusal: bool = False) -> bytes:
+    async def _said(self, line: bytes, said: list[bytes]) -> bytes:
         """The reply as it came, unless it makes no sense here: then it must not become a promise of ours."""
-        if 300 <= reply.code < 400 or (refusal and reply.positive):
-            await self.abort()
+        reply = await self._say(line)
+        if 300 <= reply.code < 400:
+            self._drop()
             raise DeliveryError(f"unexpected reply: {reply.raw[:200]!r}", UNEXPECTED)
+        if reply.positive:
+            said.append(line)
         return reply.raw
 
+    async def _say(self, line: bytes) -> Reply:
+        """A command before the content. A connection that proves dead is replaced by a new one, once."""
+        kept = fresh = False
+        if self._hop is None:
+            self._hop = self._next_hop.take()
+            kept = self._hop is not None
+        if self._hop is None:
+            self._hop = await self._anew(self._rcpts)
+            fresh = True
+        try:
+            reply = await self._hop.ask(line)
+            # A server that has had enough of an idle connection says 421 to whatever comes next.
+            if reply.code != 421 or not kept:
+                return reply
+        except Gone:
+            if fresh:
+                raise
+        self._hop = await self._anew(self._rcpts)
+        return await self._hop.ask(line)
+
+    async def _anew(self, rcpts: list[bytes]) -> Hop:
+        """A new connection, brought to where the transaction stands. Raises DeliveryError if it is refused there."""
+        self._drop()
+        hop = await self._next_hop.connect()
+        await self._repeat(hop, rcpts)
+        return hop
+
+    async def _repeat(self, hop: Hop, rcpts: list[bytes]) -> None:
+        for line in (*self._forward, *self._mail, *rcpts):
+            reply = await hop.ask(line)
+            if not reply.positive:
+                hop.abort()
+                raise DeliveryError(f"said again, and refused: {reply.raw[:200]!r}", LOST)
+
+    async def reset(self) -> None:
+        hop, begun = self._hop, self._forward or self._mail
+        self._forward, self._mail, self._rcpts = [], [], []
+        try:
+            if hop is not None and begun and not (await hop.ask(b"RSET")).positive:
+                hop.abort()
+        finally:
+            self._give_back()
+
+    async def deliver(self, message_id: str, envelope: Envelope, message: Content, junk: bool) -> list[bytes]:
+        rcpts = [path.line for path in envelope.recipients]
+        reply = await self._data(rcpts)
+        assert self._hop is not None
+        if reply.code != 354:
+            if reply.code < 400:
+                self._drop()
+                raise DeliveryError(f"unexpected reply to DATA: {reply.raw[:200]!r}", UNEXPECTED)
+            return [reply.raw] * len(rcpts)
+        try:
+            return await self._content(self._hop, message, len(rcpts))
+        finally:
+            self._give_back()
+
+    async def _data(self, rcpts: list[bytes]) -> Reply:
+        """Say DATA in a transaction that has these recipients and no others."""
+        fresh = False
+        if self._hop is not None and self._rcpts != rcpts:
+            if not (await self._hop.ask(b"RSET")).positive:
+                self._drop()
+            else:
+                await self._repeat(self._hop, rcpts)
+        if self._hop is None:
+            self._hop = await self._anew(rcpts)
+            fresh = True
+        self._rcpts = rcpts
+        try:
+            return await self._hop.ask(b"DATA")
+        except Gone:
+            if fresh:
+                raise
+        self._hop = await self._anew(rcpts)
+        return await self._hop.ask(b"DATA")
+
+    async def _content(self, hop: Hop, message: Content, recipients: int) -> list[bytes]:
+        """Send it and read one reply, or in LMTP one for each recipient; those that do not come are failures."""
+        count = recipients if self.per_recipient else 1
+        replies: list[bytes] = []
+        try:
+            await hop.send_content(content.wire(message.pieces()), count)
+            while len(replies) < count:
+                reply = await hop.end_of_data()
+                if 300 <= reply.code < 400:
+                    raise DeliveryError(f"unexpected reply to the content: {reply.raw[:200]!r}", UNEXPECTED)
+                replies.append(reply.raw)
+        except BaseException as error:
+            hop.abort()
+            if not isinstance(error, DeliveryError) or not replies:
+                raise
+            replies += [error.reply] * (count - len(replies))
+        return replies if self.per_recipient else replies * recipients
+
+    def _give_back(self) -> None:
+        if self._hop is not None and not self._next_hop.keep(self._hop):
+            self._hop.quit()
+        self._hop = None
+
+    def _drop(self) -> None:
+        if self._hop is not None:
+            self._hop.abort()
+        self._hop = None
+
     async def abort(self) -> None:
-        if self._streams is not None:
-            self._streams[1].transport.abort()
-        await self._disconnect()
+        self._drop()
 
     async def close(self) -> None:
-        if self._streams is not None and not self._streams[1].is_closing():
-            self._streams[1].write(b"QUIT\r\n")
-        await self._disconnect()
-
-    async def _disconnect(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-        self._streams = None
-
-    async def _ask(self, line: bytes) -> Reply:
-        verb = line.split(b" ", 1)[0].decode("ascii", "replace").upper()
-        await self._send(line + b"\r\n", self._table.reply_timeout_s)
-        return await self._reply(verb, self._table.reply_timeout_s)
-
-    async def _send(self, data: bytes, seconds: float) -> None:
-        if self._streams is None:
-            raise DeliveryError("the connection is closed", LOST)
-        try:
-            self._streams[1].write(data)
-            async with asyncio.timeout(seconds):
-                await self._streams[1].drain()
-        except (OSError, TimeoutError) as error:
-            await self.abort()
-            raise DeliveryError(f"sending: {str(error) or 'timeout'}", LOST) from error
-
-    async def _reply(self, after: str, seconds: float) -> Reply:
-        if self._streams is None:
-            raise DeliveryError("the connection is closed", LOST)
-        try:
-            async with asyncio.timeout(seconds):
-                return await _read_reply(self._streams[0])
-        except (OSError, TimeoutError, EOFError) as error:
-            await self.abort()
-            raise DeliveryError(f"no reply to {after}: {str(error) or 'timeout'}", LOST) from error
-        except (ValueError, asyncio.LimitOverrunError) as error:
-            await self.abort()
-            raise DeliveryError(f"reply to {after}: {error}", UNEXPECTED) from error
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> Reply:
-    lines: list[bytes] = []
-    while len(lines) < _LINES:
-        line = (await reader.readuntil(b"\n")).rstrip(b"\r\n")
-        if not _REPLY_LINE.fullmatch(line) or (lines and line[:3] != lines[0][:3]):
-            raise ValueError(f"not a reply: {line[:80]!r}")
-        lines.append(_CONTROLS.sub(b" ", line[:_LINE_BYTES]))
-        if line[3:4] != b"-":
-            return Reply(int(line[:3]), tuple(lines))
-    raise ValueError(f"more than {_LINES} lines")
+        if self._forward or self._mail:
+            self._drop()
+        self._give_back()

@@ -1,4 +1,4 @@
-"""The SMTP verbs: the envelope goes to the next hop as it came, and its replies come back as they are."""
+"""The verbs of SMTP and LMTP: the envelope goes to the next hop as it came, and its replies come back as they are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 from spamguard.errors import DeliveryError
 
 from . import content, envelope
-from .delivery import Delivery
+from .delivery import Delivery, storage_fault
 from .envelope import Envelope
 from .handover import TOO_BIG, Handover
-from .smtp import Connection
+from .smtp import REFUSED, Connection, Verb
 
 if TYPE_CHECKING:
     from .listener import Listener
 
 _XFORWARD_BYTES = 512
+_XCLIENT = frozenset((b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"LOGIN", b"DESTADDR", b"DESTPORT"))
 _IDLE_COMMANDS = 100  # between two messages; as Postfix's smtpd_junk_command_limit
 _PASSED_ON = (b"PIPELINING", b"8BITMIME", b"SMTPUTF8", b"DSN", b"ENHANCEDSTATUSCODES")
 _NEXT_HOP_DOWN: Mapping[bytes, bytes] = dict.fromkeys(
@@ -29,15 +30,24 @@ class Session(Connection):
     def __init__(self, listener: Listener, delivery: Delivery) -> None:
         super().__init__(listener)
         self._delivery = delivery
-        self._handover = Handover("smtp", listener.pipeline, delivery, listener.journal)
+        self._handover = Handover(
+            "lmtp" if listener.lmtp else "smtp",
+            listener.pipeline,
+            delivery,
+            listener.quarantine,
+            listener.journal,
+            one_reply=not listener.lmtp,
+            reject_stray=listener.reject_stray,
+        )
         self._open = Envelope()
         self._size_limit = listener.limits.message_bytes
         self._greeted = False
         self._idle_commands = 0
-        self._verbs = {
-            b"EHLO": self._ehlo,
-            b"HELO": self._ehlo,
+        verbs: dict[bytes, Verb] = {
             b"XFORWARD": self._xforward,
+            b"XCLIENT": self._xclient,
+            b"PROXY": self._proxy,
+            b"STARTTLS": self._starttls,
             b"MAIL": self._mail,
             b"RCPT": self._rcpt,
             b"DATA": self._data,
@@ -47,6 +57,7 @@ class Session(Connection):
             b"QUIT": self._quit,
             b"BDAT": self._bdat,
         }
+        self._verbs = verbs | dict.fromkeys((b"LHLO",) if listener.lmtp else (b"EHLO", b"HELO"), self._ehlo)
 
     async def finish(self, orderly: bool) -> None:
         await (self._delivery.close() if orderly else self._delivery.abort())
@@ -61,7 +72,11 @@ class Session(Connection):
             await self._delivery.reset()
 
     def _start_over(self) -> None:
-        self._open = Envelope(self._open.helo, self.peer, self._open.extended)
+        self._open = Envelope(self._open.helo, self.peer, self._open.extended, lmtp=self.listener.lmtp)
+
+    def greet_anew(self) -> None:
+        self._greeted = False
+        self._open = Envelope()
 
     async def _mirror(self, step: Awaitable[bytes]) -> bytes:
         """Answer what the way out answers, or the reply that its failure owes; return it."""
@@ -77,10 +92,15 @@ class Session(Connection):
     async def _ehlo(self, line: bytes, argument: bytes) -> None:
         if not argument.strip():
             return await self.answer(b"501 5.5.4 A host name is missing")
+        far, near = (self._writer.get_extra_info(name) for name in ("peername", "sockname"))
+        if (far, near) in self.listener.ends_of_ours:
+            self.listener.journal.write("error", "loop", cause="the next hop is ourselves", peer=self.peer)
+            self.leaving = True
+            return await self.answer(b"554 5.4.6 This is a loop: your next server is yourself")
         if self._greeted:
             await self.forget()
         self._greeted = True
-        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() == b"EHLO")
+        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", lmtp=self.listener.lmtp)
         keywords = _NEXT_HOP_DOWN
         try:
             with self.untimed():
@@ -100,9 +120,15 @@ class Session(Connection):
         self._size_limit = min(ours, int(theirs)) if theirs.isdigit() and int(theirs) else ours
         if b"SIZE" in keywords:
             yield b"SIZE %d" % self._size_limit
-        yield from (keyword for keyword in _PASSED_ON if keyword in keywords)
+        # LMTP must have these two (RFC 2033, 5), and our part in both does not need the next hop's.
+        always = (b"PIPELINING", b"ENHANCEDSTATUSCODES") if self.listener.lmtp else ()
+        yield from (keyword for keyword in _PASSED_ON if keyword in keywords or keyword in always)
         if b"XFORWARD" in keywords:
             yield b"XFORWARD " + keywords[b"XFORWARD"]
+        if self._may_rename:
+            yield b"XCLIENT " + b" ".join(sorted(_XCLIENT))
+        if self.listener.tls is not None and not self.encrypted:
+            yield b"STARTTLS"
 
     async def _xforward(self, line: bytes, argument: bytes) -> None:
         if b"XFORWARD" not in self._delivery.keywords:
@@ -114,12 +140,50 @@ class Session(Connection):
         await self._mirror(self._delivery.xforward(line))
         return None
 
-    async def _mail(self, line: bytes, argument: bytes) -> None:
-        if not self._greeted:
-            return await self.answer(b"503 5.5.1 Send EHLO first")
+    async def _xclient(self, line: bytes, argument: bytes) -> None:
+        """Another client is named; the session begins again (XCLIENT_README). We use its address alone."""
+        if not self._may_rename:
+            return await self.answer(b"550 5.7.0 Not authorized")
         if self._open.sender is not None:
             return await self.answer(b"503 5.5.1 A transaction is open")
-        path = envelope.parse(b"FROM:", argument)
+        pairs = [pair.partition(b"=") for pair in argument.split()]
+        if not pairs or not all(name.upper() in _XCLIENT and value for name, _, value in pairs):
+            return await self.answer(b"501 5.5.4 Bad XCLIENT")
+        refusal = None
+        for name, _, value in pairs:
+            text = envelope.address_of(value) if name.upper() == b"ADDR" else ""
+            if text is None:
+                return await self.answer(b"501 5.5.4 Bad XCLIENT address")
+            if text:
+                refusal = self.renamed(text)
+        await self.forget()
+        self.greet_anew()
+        self.leaving |= refusal is not None
+        return await self.say(refusal or self.greeting())
+
+    async def _proxy(self, line: bytes, argument: bytes) -> None:
+        self.leaving = True
+        await self.answer(REFUSED)
+
+    async def _starttls(self, line: bytes, argument: bytes) -> None:
+        if self.listener.tls is None:
+            return await self.answer(b"500 5.5.2 Command not recognized")
+        if self.encrypted:
+            return await self.answer(b"503 5.5.1 TLS is active already")
+        if argument.strip():
+            return await self.answer(b"501 5.5.4 Syntax: STARTTLS")
+        await self.forget()
+        await self.encrypt(self.listener.tls)
+        return None
+
+    async def _mail(self, line: bytes, argument: bytes) -> None:
+        if self.listener.tls_required and not self.encrypted:
+            return await self.answer(b"530 5.7.0 Must issue a STARTTLS command first")
+        if not self._greeted:
+            return await self.answer(b"503 5.5.1 Send %s first" % (b"LHLO" if self.listener.lmtp else b"EHLO"))
+        if self._open.sender is not None:
+            return await self.answer(b"503 5.5.1 A transaction is open")
+        path = envelope.parse(b"FROM:", line)
         if path is None:
             return await self.answer(b"501 5.5.4 Syntax: MAIL FROM:<address>")
         if path.size > self._size_limit:
@@ -131,10 +195,12 @@ class Session(Connection):
     async def _rcpt(self, line: bytes, argument: bytes) -> None:
         if self._open.sender is None:
             return await self.answer(b"503 5.5.1 Send MAIL first")
-        path = envelope.parse(b"TO:", argument)
+        path = envelope.parse(b"TO:", line)
         if path is None or not path.address:
             return await self.answer(b"501 5.5.4 Syntax: RCPT TO:<address>")
-        if len(self._open.recipients) >= self.listener.limits.recipients:
+        # Behind us recipients may fare differently after DATA, and SMTP has one reply for all: one at a time, then.
+        only_one = self._delivery.per_recipient and not self.listener.lmtp
+        if len(self._open.recipients) >= (1 if only_one else self.listener.limits.recipients):
             return await self.answer(b"452 4.5.3 Too many recipients")
         if (await self._mirror(self._delivery.rcpt(line))).startswith(b"2"):
             self._open.recipients.append(path)
@@ -146,23 +212,31 @@ class Session(Connection):
         if self._open.sender is None:
             return await self.answer(b"503 5.5.1 Send MAIL first")
         if not self._open.recipients:
-            return await self.answer(b"554 5.5.1 No valid recipients")
-        self.past_data = self.receiving = True
+            return await self.answer(b"%s 5.5.1 No valid recipients" % (b"503" if self.listener.lmtp else b"554"))
+        self.past_data = True
         try:
             await self.say(b"354 End data with <CR><LF>.<CR><LF>")
-            raw = await content.read(self._reader, self._size_limit)
-            self.receiving = False
-            with self.untimed():
-                reply = await self._handover.message(self._open, raw)
-            if reply.startswith(b"2"):
-                self._start_over()
-            else:
-                await self.forget()
+            replies = await self._message()
+            await self.forget()
             self._idle_commands = 0
-            await self.say(reply)
+            await self.say(b"\r\n".join(replies) if self.listener.lmtp else replies[0])
         finally:
-            self.past_data = self.receiving = False
+            self.past_data = False
         return None
+
+    async def _message(self) -> list[bytes]:
+        limits = self.listener.limits
+        try:
+            with self.receiving():
+                message = await content.read(self._reader, self._size_limit, limits.memory_bytes, self.listener.spool)
+        except content.TooBig:
+            return self._handover.refuse(self._open, TOO_BIG, "too big")
+        except (ConnectionError, EOFError):
+            raise
+        except OSError as error:
+            return self._handover.refuse(self._open, storage_fault(error), f"spool: {error}")
+        with self.untimed():
+            return await self._handover.message(self._open, message)
 
     async def _rset(self, line: bytes, argument: bytes) -> None:
         await self.forget()

@@ -1,30 +1,34 @@
 """A connection on aiosmtpd's protocol class, with a command loop of our own on bytes, which rewrites nothing.
 
-From aiosmtpd come the connection, its reader and writer, its timer and the task of each session. Its verbs are not
-used: they rewrite paths, upper-case parameters, refuse those they do not know, and bounce long lines for good.
+From aiosmtpd come the connection, its reader and writer, the task of each session and the PROXY protocol. Its verbs
+are not used: they rewrite paths, upper-case parameters, refuse those unknown to them, and bounce long lines for good.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from aiosmtpd.proxy_protocol import get_proxy
 from aiosmtpd.smtp import SMTP
 
 from . import envelope
-from .handover import OUR_FAULT
+from .deadline import Deadline
+from .delivery import OUR_FAULT
 
 if TYPE_CHECKING:
     from .listener import Listener
 
 TIMED_OUT = b"421 4.4.2 Timeout, closing connection"
 STOPPING = b"421 4.3.2 Shutting down, try again later"
+REFUSED = b"550 5.7.1 Not from here"
 
 _COMMAND_BYTES = 4096  # SMTPUTF8 paths and ORCPT need more than the 512 of RFC 5321.
-_ERRORS = 20
+_HANDSHAKE_S = 10.0  # for a PROXY header or TLS
 
 Verb = Callable[[bytes, bytes], Coroutine[Any, Any, None]]
 
@@ -36,15 +40,25 @@ class Connection(SMTP, ABC):
 
     def __init__(self, listener: Listener) -> None:
         loop = asyncio.get_running_loop()
-        super().__init__(None, hostname=listener.hostname, timeout=listener.limits.idle_s, loop=loop)
+        super().__init__(self, hostname=listener.hostname, loop=loop)
         self.listener = listener
         self.peer = ""
         self.past_data = False  # From 354 on, the message is finished even when we are stopping.
-        self.receiving = False
         self.leaving = False
+        self.encrypted = False
+        self._may_rename = False
         self._dismissed = False
         self._errors = 0
         self._verbs: dict[bytes, Verb] = {}
+        self._loop_time = loop.time
+        self._session_due = loop.time() + listener.limits.session_s
+        self._data_due: float | None = None
+        self._deadline = Deadline(loop, self._timed_out)
+        self._timeout_handle = self._deadline  # type: ignore[assignment]  # cancelled when the connection is lost
+
+    def __dir__(self) -> list[str]:
+        """aiosmtpd looks here for its own verbs and hooks, for each connection anew; there are none to be found."""
+        return []
 
     @abstractmethod
     async def finish(self, orderly: bool) -> None:
@@ -54,13 +68,18 @@ class Connection(SMTP, ABC):
     async def forget(self) -> None:
         """Drop the open transaction, here and at the next hop."""
 
+    @abstractmethod
+    def greet_anew(self) -> None:
+        """Forget all that the client has said so far (RFC 3207, 4.2; XCLIENT_README)."""
+
     def break_off(self) -> None:
         """Called when the time of a shutdown is up."""
 
     def task(self) -> asyncio.Task[None]:
-        # No property: aiosmtpd's constructor looks at all of them, before there is a task.
         assert self._handler_coroutine is not None
         return self._handler_coroutine
+
+    # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -68,13 +87,57 @@ class Connection(SMTP, ABC):
         self.task().add_done_callback(self._gone)
 
     def _gone(self, _task: asyncio.Task[None]) -> None:
-        self.listener.connections.discard(self)
+        self._deadline.cancel()
+        self.listener.left(self)
         self._writer.close()
 
     def data_received(self, data: bytes) -> None:
-        if self.receiving:
-            self._reset_timeout()
+        if self._data_due is not None:
+            self._touch()
         super().data_received(data)
+
+    # Time
+
+    def _reset_timeout(self, duration: float | None = None) -> None:
+        """aiosmtpd's timer is not used."""
+
+    def _touch(self) -> None:
+        """The client has done something, or may do something now."""
+        due = self._loop_time() + self.listener.limits.idle_s
+        if self._data_due is not None:
+            due = min(due, self._data_due)
+        elif self._session_due < due:
+            due = self._session_due
+        self._deadline.set(due)
+
+    def _timed_out(self) -> None:
+        transport = self._writer.transport
+        if transport.get_write_buffer_size():
+            transport.abort()  # A client that never reads would keep a polite close waiting for ever.
+        else:
+            self._writer.write(TIMED_OUT + b"\r\n")
+            transport.close()
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """The client is not to blame for the time that we take; each of our steps has its own limit."""
+        self._deadline.clear()
+        try:
+            yield
+        finally:
+            self._touch()
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While content comes in, each byte counts as a sign of life, but all of it has to come in time."""
+        self._data_due = self._loop_time() + self.listener.limits.data_s
+        self._touch()
+        try:
+            yield
+        finally:
+            self._data_due = None
+
+    # The end
 
     def dismiss(self) -> None:
         """Shutdown: say goodbye, at once or after the message that is under way."""
@@ -89,47 +152,78 @@ class Connection(SMTP, ABC):
         self._writer.write(STOPPING + b"\r\n")
         self.task().cancel()
 
-    def _reset_timeout(self, duration: float | None = None) -> None:
-        if not self._connection_lost:  # type: ignore[attr-defined]
-            super()._reset_timeout(duration)
-
-    def _timeout_cb(self) -> None:
-        transport = self._writer.transport
-        if transport.get_write_buffer_size():
-            transport.abort()  # A client that never reads would keep a polite close waiting for ever.
-        else:
-            self._writer.write(TIMED_OUT + b"\r\n")
-            transport.close()
-
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
-        """The client is not to blame for the time that we take; each of our steps has its own limit."""
-        if self._timeout_handle is not None:
-            self._timeout_handle.cancel()
-        try:
-            yield
-        finally:
-            self._reset_timeout()
+    # The session
 
     async def _handle_client(self) -> None:
         orderly = False
         try:
-            self.peer = str((self._writer.get_extra_info("peername") or ("",))[0])
-            refusal = self.listener.refusal(self)
-            await self.say(refusal or b"220 %s ESMTP spamguard" % self.listener.hostname.encode())
+            self._touch()
+            address = self._writer.get_extra_info("peername")
+            self.peer = str(address[0]) if isinstance(address, tuple) else ""
+            self._may_rename = self.listener.may_rename(self.peer)
+            if self.listener.is_balancer(self.peer):
+                refusal = self.listener.full() or await self._behind_balancer()
+            else:
+                refusal = self.listener.full() or self.listener.refusal(self)
+            await self.say(refusal or self.greeting())
             while not (refusal or self.leaving):
                 await self._obey(await self._command())
             if self._dismissed:
                 await self.say(STOPPING)
             orderly = True
-        except (ConnectionError, EOFError):
+        except (ConnectionError, EOFError, ssl.SSLError):
             pass
         finally:
             await self.finish(orderly)
 
+    def greeting(self) -> bytes:
+        protocol = b"LMTP" if self.listener.lmtp else b"ESMTP"
+        return b"220 %s %s spamguard" % (self.listener.hostname.encode(), protocol)
+
+    async def _behind_balancer(self) -> bytes | None:
+        """Read the PROXY protocol header (v1 or v2) that says who the client is."""
+        self._deadline.set(self._loop_time() + _HANDSHAKE_S)
+        try:
+            header = await get_proxy(self._reader)
+        except (LookupError, ValueError, asyncio.LimitOverrunError):
+            header = None
+        if header is None or not header.valid:
+            self.listener.journal.write("warning", "refused", peer=self.peer, cause="no valid PROXY header")
+            return REFUSED
+        if header.src_addr is not None and header.command != 0:  # LOCAL: the balancer itself, to see if we live
+            return self.renamed(str(header.src_addr))
+        return self.listener.refusal(self)
+
+    def renamed(self, peer: str) -> bytes | None:
+        """The client is another than the one that connected. Return the refusal, if this one may not come in."""
+        self.peer = peer
+        return self.listener.refusal(self)
+
+    async def encrypt(self, context: ssl.SSLContext) -> None:
+        """Start TLS. What came behind the command in plain is dropped: anyone may have put it there (RFC 3207, 5)."""
+        transport = cast(asyncio.Transport, self._writer.transport)
+        transport.pause_reading()
+        self._reader._buffer.clear()  # type: ignore[attr-defined]
+        self._reader._paused = False  # type: ignore[attr-defined]
+        await self.say(b"220 2.0.0 Ready to start TLS")
+        self._deadline.clear()
+        secured = await self.loop.start_tls(
+            transport, self, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_S
+        )
+        if secured is None:
+            raise ConnectionResetError
+        self._original_transport = transport
+        self._reader._transport = secured  # type: ignore[attr-defined]
+        self._writer._transport = secured  # type: ignore[attr-defined]
+        self.transport = secured
+        assert self.session is not None
+        self.session.ssl = secured.get_extra_info("ssl_object")
+        self.encrypted = True
+        self.greet_anew()
+        self._touch()
+
     async def _command(self) -> bytes | None:
         """The next line without its end; None if it was overlong. Such a line is drained, whatever its length."""
-        self._reset_timeout()
         overlong = False
         while True:
             try:
@@ -138,6 +232,9 @@ class Connection(SMTP, ABC):
                 await self._reader.readexactly(error.consumed)
                 overlong = True
             else:
+                self._touch()
+                if not line.endswith(b"\r\n") and self.listener.reject_stray:
+                    return b"\n"  # a control byte, so it is refused
                 line = line[:-2] if line.endswith(b"\r\n") else line[:-1]
                 return None if overlong or len(line) > _COMMAND_BYTES else line
 
@@ -152,7 +249,7 @@ class Connection(SMTP, ABC):
             return await self.answer(b"500 5.5.2 Command not recognized")
         try:
             return await verb(line, argument)
-        except (ConnectionError, EOFError):
+        except (ConnectionError, EOFError, ssl.SSLError):
             raise
         except Exception as error:
             # The text of an unforeseen error is for the log only; it may name files and addresses.
@@ -164,11 +261,11 @@ class Connection(SMTP, ABC):
         """Reply to a command; a client that earns too many errors is shown the door."""
         if reply.startswith(b"5"):
             self._errors += 1
-            if self._errors > _ERRORS:
+            if self._errors > self.listener.limits.errors:
                 reply = b"421 4.7.0 Too many errors"
         await self.say(reply)
 
     async def say(self, reply: bytes) -> None:
         self.leaving |= reply.startswith(b"421")
-        self._reset_timeout()
-        await self.push(reply)
+        self._writer.write(reply + b"\r\n")
+        await self._writer.drain()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from . import headers
+from .config import PolicyTable
 from .verdict import Label, Verdict
 
 
@@ -14,6 +15,7 @@ class Fate(StrEnum):
     """What an ingress must be able to do with a message."""
 
     DELIVER = "deliver"
+    QUARANTINE = "quarantine"
     REJECT = "reject"
 
 
@@ -21,8 +23,8 @@ class Fate(StrEnum):
 class Disposition:
     """What shall become of a message, in words that every ingress understands.
 
-    `data` is what goes on, `junk` asks for the junk folder where there are folders, `reply` is the refusal owed to
-    an SMTP client. Without a verdict the message was not scored, and `failure` says why.
+    `data` is what goes on or is held, `junk` asks for the junk folder where there are folders, `reply` is the
+    refusal owed to an SMTP client. Without a verdict the message was not scored, and `failure` says why.
     """
 
     fate: Fate
@@ -33,22 +35,30 @@ class Disposition:
     failure: str | None = None
 
 
-Action = Callable[[bytes, Verdict], Disposition]
+# What it gets is the message as it came, forged marks included.
+Action = Callable[[bytes, Verdict, PolicyTable], Disposition]
 
 
-def tag(raw: bytes, verdict: Verdict) -> Disposition:
+def tag(raw: bytes, verdict: Verdict, table: PolicyTable) -> Disposition:
     """Deliver with our headers on top."""
-    return Disposition(Fate.DELIVER, headers.stamp(raw, verdict), verdict.label is Label.SPAM, verdict=verdict)
+    spam = verdict.label is Label.SPAM
+    stamped = headers.stamp(raw, verdict, table.subject_tag if spam else "")
+    return Disposition(Fate.DELIVER, stamped, spam, verdict=verdict)
 
 
-def pass_on(raw: bytes, verdict: Verdict) -> Disposition:
-    """Deliver as it came."""
-    return Disposition(Fate.DELIVER, raw, verdict.label is Label.SPAM, verdict=verdict)
+def pass_on(raw: bytes, verdict: Verdict, table: PolicyTable) -> Disposition:
+    """Deliver without a mark of anybody's."""
+    return Disposition(Fate.DELIVER, headers.strip(raw), verdict.label is Label.SPAM, verdict=verdict)
 
 
-def reject(raw: bytes, verdict: Verdict) -> Disposition:
+def quarantine(raw: bytes, verdict: Verdict, table: PolicyTable) -> Disposition:
+    """Take the message and hold it exactly as it came; nobody is told, and nothing is lost."""
+    return Disposition(Fate.QUARANTINE, raw, True, verdict=verdict)
+
+
+def reject(raw: bytes, verdict: Verdict, table: PolicyTable) -> Disposition:
     """Refuse while the sending server still has the mail; after the queue this would bounce to forged senders."""
     return Disposition(Fate.REJECT, raw, True, b"550 5.7.1 Message refused: it looks like spam", verdict)
 
 
-ACTIONS: dict[str, Action] = {"tag": tag, "pass": pass_on, "reject": reject}
+ACTIONS: dict[str, Action] = {"tag": tag, "pass": pass_on, "quarantine": quarantine, "reject": reject}

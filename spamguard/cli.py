@@ -143,19 +143,19 @@ def filter_(context: click.Context) -> None:
     | spamguard filter
     """
     from . import headers
+    from .actions import tag
 
     raw = out = sys.stdin.buffer.read()
-    clean = headers.strip(raw)
     try:
-        on_failure = load_config(context).config.policy.on_failure
+        policy = load_config(context).config.policy
         try:
             scorer = load_scorer(context)
-            out = headers.stamp(clean, scorer.score([scorer.prepare(clean)])[0])
+            out = tag(raw, scorer.score([scorer.prepare(headers.strip(raw))])[0], policy).data
         except ScoringError as error:
-            if on_failure == "tempfail":
+            if policy.on_failure == "tempfail":
                 click.echo(f"spamguard: {error}", err=True)
                 context.exit(EX_TEMPFAIL)
-            out = headers.stamp_unscored(clean, f"fault: {error}")
+            out = headers.stamp_unscored(raw, f"fault: {error}")
     finally:
         if not isinstance(sys.exc_info()[1], click.exceptions.Exit):
             sys.stdout.buffer.write(out)
@@ -341,4 +341,6 @@ def _progress() -> Iterator[Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: item.model_dump(exclude_none=True) for key, item in value.items()}
     return value if isinstance(value, str | int | float | bool | None) else str(value)

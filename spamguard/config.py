@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
 
-Action = Literal["tag", "pass", "reject"]
+HamAction = Literal["tag", "pass"]
+UnsureAction = Literal["tag", "pass", "quarantine"]
+SpamAction = Literal["tag", "pass", "quarantine", "reject"]
 Network = IPv4Network | IPv6Network
 
 SYSTEM_FILE = Path("/etc/spamguard/spamguard.toml")
@@ -54,15 +57,57 @@ class HeadTable(Table):
         return self
 
 
-class PolicyTable(Table):
-    """What is done with a label: `tag` (our headers), `pass` (unchanged), `reject` (550; only before the queue)."""
+class RecipientTable(Table):
+    """What is done otherwise for one recipient, or with `"@example.net"` for a domain; else as in `[policy]`."""
 
-    ham: Literal["tag", "pass"] = Field("tag", description="what is done with ham")
-    unsure: Literal["tag", "pass"] = Field("tag", description="what is done with mail in the band between")
-    spam: Action = Field("tag", description="what is done with spam; `reject` only before the queue")
+    ham: HamAction | None = Field(None, description="in place of `policy.ham`")
+    unsure: UnsureAction | None = Field(None, description="in place of `policy.unsure`")
+    spam: SpamAction | None = Field(
+        None, description="in place of `policy.spam`; `reject` is `quarantine` where others take the same message"
+    )
+
+
+class PolicyTable(Table):
+    """What is done: `tag` (our headers), `pass` (unchanged), `quarantine` (held here), `reject` (550)."""
+
+    ham: HamAction = Field("tag", description="what is done with ham")
+    unsure: UnsureAction = Field("tag", description="what is done with mail in the band between")
+    spam: SpamAction = Field("tag", description="what is done with spam; `reject` only before the queue")
+    subject_tag: str = Field(
+        "",
+        description='put before the Subject of tagged spam, as `"[SPAM] "`; this breaks a DKIM signature over it',
+    )
     on_failure: Literal["pass", "tempfail"] = Field(
         "pass", description="mail that could not be scored: pass it marked as unscored, or answer 451"
     )
+    recipients: dict[str, RecipientTable] = Field(
+        {}, description="other actions for some recipients, see below", examples=["bob@example.net"]
+    )
+
+    @field_validator("subject_tag")
+    @classmethod
+    def _harmless(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[!-~][ -~]{0,63}", value):
+            raise ValueError("should be at most 64 printable ASCII characters, the first no blank")
+        return value
+
+    @field_validator("recipients")
+    @classmethod
+    def _addresses(cls, value: dict[str, RecipientTable]) -> dict[str, RecipientTable]:
+        found: dict[str, RecipientTable] = {}
+        for address, table in value.items():
+            if not re.fullmatch(r"[^\x00-\x1f\x7f<>]*@[^@\s<>]+", address):
+                raise ValueError(f"{address!r} is neither an address nor a domain such as '@example.net'")
+            if address.lower() in found:
+                raise ValueError(f"{address!r} stands here twice")
+            found[address.lower()] = table
+        return found
+
+
+class QuarantineTable(Table):
+    """Where mail is held that a policy quarantines."""
+
+    path: Path | None = Field(None, description="the folder; unset: `quarantine` in the state folder")
 
 
 class ListenTable(Table):
@@ -171,7 +216,9 @@ class LimitsTable(Table):
 
     message_bytes: int = Field(33_554_432, ge=65_536, description="largest message accepted")
     memory_bytes: int = Field(
-        1_048_576, ge=65_536, description="what of a message is held in memory; the rest waits in a file without a name"
+        1_048_576,
+        ge=65_536,
+        description="what of a message is held in memory; the rest waits in an unnamed file",
     )
     recipients: int = Field(1000, ge=1, description="recipients of one message")
     connections: int = Field(1000, ge=1, description="connections at once")
@@ -200,6 +247,7 @@ class Config(Table):
     encoder: EncoderTable = EncoderTable()
     head: HeadTable = HeadTable()
     policy: PolicyTable = PolicyTable()
+    quarantine: QuarantineTable = QuarantineTable()
     listen: ListenTable = ListenTable()
     next_hop: NextHopTable = NextHopTable()
     maildir: MaildirTable = MaildirTable()
@@ -224,6 +272,10 @@ class Config(Table):
     @property
     def heads_dir(self) -> Path:
         return self.state_dir / "heads"
+
+    @property
+    def quarantine_path(self) -> Path:
+        return self.quarantine.path or self.state_dir / "quarantine"
 
     @property
     def maildir_path(self) -> Path:
@@ -303,22 +355,12 @@ def _dotted(data: dict[str, Any]) -> Iterator[str]:
 
 def _anchored(config: Config, base: Path) -> Config:
     """Relative paths, made absolute from the folder of the file."""
-    return config.model_copy(
-        update={
-            "state_dir": _absolute(config.state_dir, base),
-            "head": _anchor(config.head, base),
-            "maildir": _anchor(config.maildir, base),
-            "listen": _anchor(config.listen, base),
-            "next_hop": _anchor(config.next_hop, base),
-            "encoder": _anchor_model(config.encoder, base),
-        }
-    )
+    tables = {name: _anchor(table, base) for name, table in config if isinstance(table, Table)}
+    ours = {"state_dir": _absolute(config.state_dir, base), "encoder": _anchor_model(config.encoder, base)}
+    return config.model_copy(update=tables | ours)
 
 
-AnyTable = TypeVar("AnyTable", bound=Table)
-
-
-def _anchor(table: AnyTable, base: Path) -> AnyTable:
+def _anchor(table: Table, base: Path) -> Table:
     paths = {name: _absolute(value, base) for name, value in table if isinstance(value, Path)}
     return table.model_copy(update=paths) if paths else table
 

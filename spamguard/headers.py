@@ -22,6 +22,10 @@ _RECEIVED = re.compile(rb"received\Z", re.IGNORECASE)
 _SEPARATOR = "X-Spamguard-Separator"
 _SEPARATOR_NAME = _SEPARATOR.lower().encode()
 
+# A tag in the Subject has a mark of its own, quoted, since its blanks count. A message without a Subject gets one.
+_SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0,63})"\r?\n', re.IGNORECASE)
+_SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
+
 _WIDTH = 78
 _REASONS = 5
 _REASON_CHARACTERS = 60
@@ -32,44 +36,37 @@ Field = tuple[str, str]
 def strip(raw: bytes) -> bytes:
     """Remove X-Spam, X-Spam-* and X-Spamguard* fields from the top header block, whoever wrote them.
 
-    Everything else, body and nested messages included, is returned byte for byte.
+    So is a tag at the start of the Subject that the first X-Spamguard-Subject names. Everything else, body and
+    nested messages included, is returned byte for byte.
     """
-    kept: list[bytes] = []
-    start, position = 0, _after_mbox_line(raw, 0)
-    mbox, separated, only_ours = position > 0, False, True
-    while True:
-        if field := _FIELD.match(raw, position):
-            if _OURS.match(field[1]):
-                kept.append(raw[start:position])
-                start = field.end()
-                separated |= field[1].lower() == _SEPARATOR_NAME
-            else:
-                only_ours = False
-            position = field.end()
-        elif separated and only_ours and (blank := _BLANK_LINE.match(raw, position)):
-            kept.append(raw[start:position])
-            start = position = blank.end()
-            separated = False
-            if not mbox:
-                position = _after_mbox_line(raw, start)
-                mbox = position > start
-        else:
-            break
-    if not kept:
+    ours, _ = _scan(raw)
+    if not ours:
         return raw
-    kept.append(raw[start:])
+    kept, position = [], 0
+    for start, end in ours:
+        kept.append(raw[position:start])
+        position = end
+    kept.append(raw[position:])
     return b"".join(kept)
 
 
-def stamp(raw: bytes, verdict: Verdict) -> bytes:
-    """Put our verdict above a message that strip() has cleaned; strip() takes it off again."""
-    return _stamped(raw, _verdict_fields(verdict))
+def end(raw: bytes) -> int:
+    """Where the top header block ends, and strip() stops reading."""
+    return _scan(raw)[1]
+
+
+def stamp(raw: bytes, verdict: Verdict, subject_tag: str = "") -> bytes:
+    """Put our verdict above a message in the place of any other; strip() takes it off again.
+
+    `subject_tag` is put before the Subject: 1 to 64 printable ASCII characters, the first no blank.
+    """
+    return _stamped(strip(raw), _verdict_fields(verdict), subject_tag.encode("ascii"))
 
 
 def stamp_unscored(raw: bytes, why: str) -> bytes:
-    """Say above a message that no verdict was reached; `why` is cut to its first word."""
+    """Say above a message, in the place of any verdict, that none was reached; `why` is cut to its first word."""
     reason = re.match(r"[a-z]{1,20}", why)
-    return _stamped(raw, [("X-Spamguard", f"unscored; reason={reason[0] if reason else 'fault'}")])
+    return _stamped(strip(raw), [("X-Spamguard", f"unscored; reason={reason[0] if reason else 'fault'}")])
 
 
 def prepend(raw: bytes, block: bytes) -> bytes:
@@ -81,7 +78,7 @@ def prepend(raw: bytes, block: bytes) -> bytes:
 
 def hops(raw: bytes) -> int:
     """How many Received fields the top header block has."""
-    return sum(1 for name in _names(raw) if _RECEIVED.match(name))
+    return sum(1 for field in _fields(raw) if _RECEIVED.match(field[1]))
 
 
 def printable(text: str, limit: int) -> str:
@@ -92,10 +89,53 @@ def printable(text: str, limit: int) -> str:
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
-def _stamped(raw: bytes, fields: Iterable[Field]) -> bytes:
+def _scan(raw: bytes) -> tuple[list[tuple[int, int]], int]:
+    """The spans that strip() removes, in order, and the end of the header block."""
+    ours: list[tuple[int, int]] = []
+    position, mbox, separated, only_ours = 0, False, False, True
+    tag: bytes | None = None
+    while True:
+        if only_ours and not mbox and (line := _MBOX_LINE.match(raw, position)):
+            mbox = True
+            position = line.end()
+        elif field := _FIELD.match(raw, position):
+            stop = field.end()
+            if _OURS.match(field[1]):
+                separated |= field[1].lower() == _SEPARATOR_NAME
+                if tag is None and (mark := _SUBJECT_MARK.fullmatch(raw, position, stop)):
+                    # Only one tag is believed, so that who forges marks loses little, and nothing but his Subject.
+                    tag = mark[2] if mark[1].lower() == b"begins" else b""
+                    added = _FIELD.match(raw, stop)
+                    if not tag and added and added[0].rstrip(b"\r\n") == b"Subject: " + mark[2]:
+                        stop = added.end()
+                ours.append((position, stop))
+            else:
+                only_ours = False
+                if tag and (subject := _SUBJECT_START.match(raw, position)):
+                    if raw.startswith(tag, subject.end()):
+                        ours.append((subject.end(), subject.end() + len(tag)))
+                    tag = b""
+            position = stop
+        elif separated and only_ours and (blank := _BLANK_LINE.match(raw, position)):
+            separated = False
+            ours.append((position, blank.end()))
+            position = blank.end()
+        else:
+            return ours, position
+
+
+def _stamped(raw: bytes, fields: Iterable[Field], tag: bytes = b"") -> bytes:
     head = _after_mbox_line(raw, 0)
     eol = _line_end(raw, head)
     lines = [_folded(name, value, eol) for name, value in fields]
+    if tag:
+        subject = next((found for field in _fields(raw) if (found := _SUBJECT_START.match(raw, field.start()))), None)
+        how = b"begins" if subject else b"added"
+        lines.append(b'X-Spamguard-Subject: %s "%s"' % (how, tag) + eol)
+        if subject:
+            raw = raw[: subject.end()] + tag + raw[subject.end() :]
+        else:
+            lines.append(b"Subject: " + tag + eol)
     if _lacks_fields(raw, head):
         lines.append(_folded(_SEPARATOR, "added", eol))
     return prepend(raw, b"".join(lines))
@@ -106,10 +146,10 @@ def _lacks_fields(raw: bytes, head: int) -> bool:
     return head < len(raw) and not _FIELD.match(raw, head) and not _BLANK_LINE.match(raw, head)
 
 
-def _names(raw: bytes) -> Iterator[bytes]:
+def _fields(raw: bytes) -> Iterator[re.Match[bytes]]:
     position = _after_mbox_line(raw, 0)
     while field := _FIELD.match(raw, position):
-        yield field[1]
+        yield field
         position = field.end()
 
 

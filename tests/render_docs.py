@@ -30,9 +30,22 @@ def configuration() -> str:
     sections = ["## Top level\n", _rows(top)]
     for name, field in Config.model_fields.items():
         if isinstance(field.default, Table):
-            table = type(field.default)
-            sections += [f"## `[{name}]`\n", f"{table.__doc__}\n", _rows(table.model_fields)]
+            sections += _table(name, type(field.default))
     return "\n".join(sections)
+
+
+def _table(name: str, table: type[Table]) -> list[str]:
+    """The section of a table, and of each table of tables in it, under the first of the examples."""
+    sections = [f"## `[{name}]`\n", f"{table.__doc__}\n", _rows(table.model_fields)]
+    for key, field in table.model_fields.items():
+        if inner := _inner(field.annotation):
+            sections += _table(f'{name}.{key}."{(field.examples or [])[0]}"', inner)
+    return sections
+
+
+def _inner(annotation: Any) -> type[Table] | None:
+    """The table that a table of tables holds under each of its names."""
+    return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
 
 
 def _rows(fields: dict[str, FieldInfo]) -> str:
@@ -46,6 +59,8 @@ def _rows(fields: dict[str, FieldInfo]) -> str:
 def _kind(annotation: Any, metadata: list[Any]) -> str:
     """A type in the words of TOML, with its bounds."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if _inner(annotation):
+        return "tables"
     if origin is Literal:
         return ", ".join(f'`"{choice}"`' for choice in arguments)
     if origin is tuple:

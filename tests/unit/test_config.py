@@ -118,6 +118,12 @@ def test_a_model_that_is_no_folder_is_left_as_a_name(tmp_path: Path) -> None:
     assert load(hub).config.encoder.model == "google/bert_uncased"
 
 
+def test_quarantine_is_below_the_state_folder_or_where_it_is_said(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", 'state_dir = "s"')
+    assert load(file).config.quarantine_path == tmp_path / "s" / "quarantine"
+    assert load(write(file, '[quarantine]\npath = "q"')).config.quarantine_path == tmp_path / "q"
+
+
 def test_mail_without_next_hop_goes_below_the_state_folder(tmp_path: Path) -> None:
     assert load(write(tmp_path / "c.toml", 'state_dir = "s"')).config.maildir_path == tmp_path / "s" / "Maildir"
 
@@ -186,7 +192,22 @@ MISTAKES = {
     "[head]\nspam = 0.5\nunsure = 0.9": "head: unsure = 0.9 must not be above spam = 0.5",
     "[head]\npath = 7": "head.path: Input should be a path in quotes (not 7)",
     "[head]\nspam = 2\nunsure = 3": "head.spam: Input should be less than or equal to 1 (not 2) (and 1 more)",
-    '[policy]\nspam = "delete"': "policy.spam: Input should be 'tag', 'pass' or 'reject' (not 'delete')",
+    '[policy]\nspam = "delete"': "policy.spam: Input should be 'tag', 'pass', 'quarantine' or 'reject' "
+    "(not 'delete')",
+    '[policy]\nunsure = "reject"': "policy.unsure: Input should be 'tag', 'pass' or 'quarantine' (not 'reject')",
+    '[policy]\nsubject_tag = " x"': "policy.subject_tag: should be at most 64 printable ASCII characters, the first "
+    "no blank (not ' x')",
+    '[policy.recipients.bob]\nspam = "tag"': "policy.recipients: 'bob' is neither an address nor a domain such as "
+    "'@example.net'",
+    '[policy.recipients."bob@"]': "policy.recipients: 'bob@' is neither an address nor a domain such as "
+    "'@example.net'",
+    '[policy.recipients."<bob@x>"]': "policy.recipients: '<bob@x>' is neither an address nor a domain such as "
+    "'@example.net'",
+    '[policy.recipients."bob@x"]\n[policy.recipients."Bob@X"]': "policy.recipients: 'Bob@X' stands here twice",
+    '[policy.recipients."bob@x"]\nham = "reject"': "policy.recipients.bob@x.ham: Input should be 'tag' or 'pass' "
+    "(not 'reject')",
+    '[policy.recipients."bob@x"]\non_failure = "pass"': "unknown key 'policy.recipients.bob@x.on_failure'",
+    '[policy.recipients]\n"bob@x" = "tag"': "policy.recipients.bob@x: Input should be a table (not 'tag')",
     '[policy]\nham = "reject"': "policy.ham: Input should be 'tag' or 'pass' (not 'reject')",
     '[policy]\non_failure = "drop"': "policy.on_failure: Input should be 'pass' or 'tempfail' (not 'drop')",
     "[listen]\nport = 70000": "listen.port: Input should be less than or equal to 65535 (not 70000)",

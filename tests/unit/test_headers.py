@@ -45,10 +45,13 @@ MESSAGE = b"Received: by mx\r\nSubject: hi\r\n\r\nbody\r\n"
         b"X-Spamguard: ham; p=0.0001\r\n",
         b"X-Spamguard-Reason: trust me\r\n",
         b"X-Spam-:\r\n",
+        b"X-SPAM-LEVEL:\t\r\n",
+        b"X-Spam-Score: -99\r\nX-Spam-Status: No,\r\n\tscore=-99\r\nX-Spam-Checker-Version: x\r\n",
+        b'X-SpamGuard-Subject: begins "x"\r\nx-spamguard-separator \t: added\r\n',
         b"X-Spam-Flag: NO\r\n" * 500,
     ],
 )
-def test_forged_fields_go_wherever_they_stand(forged):
+def test_row_5_forged_fields_go_wherever_they_stand(forged):
     assert headers.strip(forged + MESSAGE) == MESSAGE
     assert headers.strip(MESSAGE.replace(b"Subject", forged + b"Subject")) == MESSAGE
     assert headers.strip(MESSAGE.replace(b"\r\n\r\n", b"\r\n" + forged + b"\r\n", 1)) == MESSAGE
@@ -67,11 +70,12 @@ def test_forged_fields_go_wherever_they_stand(forged):
         b"Subject: x\r\n\r\nX-Spam-Flag: YES\r\n",
         b"Subject: x\r\nthis line ends the block\r\nX-Spam-Flag: YES\r\n",
         b"Content-Type: message/rfc822\r\n\r\nX-Spam-Flag: YES\r\n\r\ninner\r\n",
+        b'Subject: [SPAM] x\r\n\r\nX-Spamguard-Subject: begins "[SPAM] "\r\nSubject: [SPAM] x\r\n',
         b"X-Spammer: no\r\nX-Spam\x80-Flag: x\r\nX-MS-X-Spam-Flag: x\r\nX-Spamd-Result: default\r\n\r\n",
         b"From me@here Mon Jan 1\nSubject: x\n\nX-Spam-Flag: YES\n",
     ],
 )
-def test_all_else_is_left_alone(kept):
+def test_row_5_all_else_is_left_alone(kept):
     assert headers.strip(kept) is kept
 
 
@@ -157,7 +161,14 @@ def test_what_was_body_stays_body(raw):
     assert headers.strip(stamped) == raw
 
 
-def test_forged_separator_smuggles_nothing():
+def test_row_5_a_forged_mark_above_an_mbox_line_hides_none_below():
+    forged = b"X-Spam-Flag: NO\nFrom me@here\nX-Spam-Status: No\nSubject: x\n\nbody\n"
+    clean = headers.strip(forged)
+    assert clean == b"From me@here\nSubject: x\n\nbody\n"
+    assert headers.strip(clean) is clean
+
+
+def test_row_5_forged_separator_smuggles_nothing():
     mark = b"X-Spamguard-Separator: added\r\n\r\n"
     assert headers.strip(mark * 3 + b"X-Spam-Flag: NO\r\nSubject: x\r\n\r\n") == b"Subject: x\r\n\r\n"
     assert headers.strip(mark + b"From a\nX-Spam: NO\n\n") == b"From a\n\n"
@@ -165,11 +176,65 @@ def test_forged_separator_smuggles_nothing():
     assert headers.strip(below) == b"Received: by mx\r\n\r\nX-Spam-Flag: NO\r\n"
 
 
+# --- The tag in the Subject -----------------------------------------------------------------------------------------
+
+TAG = "[SPAM] "
+
+
+@pytest.mark.parametrize(
+    ("subject", "tagged"),
+    [
+        (b"Subject: hi\r\n", b"Subject: [SPAM] hi\r\n"),
+        (b"Subject:hi\r\n", b"Subject:[SPAM] hi\r\n"),
+        (b"subject \t:  hi\r\n", b"subject \t:  [SPAM] hi\r\n"),
+        (b"Subject:\r\n", b"Subject:[SPAM] \r\n"),
+        (b"SUBJECT: \r\n folded\r\n\ttwice\r\n", b"SUBJECT: [SPAM] \r\n folded\r\n\ttwice\r\n"),
+        (b"Subject: [SPAM] hi\r\n", b"Subject: [SPAM] [SPAM] hi\r\n"),
+        (b"Subject: one\r\nSubject: two\r\n", b"Subject: [SPAM] one\r\nSubject: two\r\n"),
+        (b"Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n", b"Subject: [SPAM] =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n"),
+    ],
+)
+@pytest.mark.parametrize("mbox", [b"", b"From me@here Mon Jan 1\r\n"])
+@pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
+def test_the_tag_stands_before_the_first_subject_and_can_be_taken_off(subject, tagged, mbox, eol):
+    raw = (mbox + b"Received: by mx\r\n" + subject + b"\r\nSubject: body\r\n").replace(b"\r\n", eol)
+    stamped = headers.stamp(raw, verdict(), TAG)
+    below = (b"Received: by mx\r\n" + tagged + b"\r\nSubject: body\r\n").replace(b"\r\n", eol)
+    mark = b'X-Spamguard-Subject: begins "[SPAM] "' + eol
+    assert stamped == headers.stamp(raw, verdict()).replace(b"Received", mark + b"Received", 1).replace(
+        raw.removeprefix(mbox.replace(b"\r\n", eol)), below
+    )
+    assert headers.strip(stamped) == raw
+
+
+@pytest.mark.parametrize("raw", [b"From: a@b\r\n\r\nSubject: body\r\n", b"\r\nbody", b"", b"no field", b"From x\n"])
+def test_without_a_subject_one_is_added_and_can_be_taken_off(raw):
+    stamped = headers.stamp(raw, verdict(), TAG)
+    assert email.message_from_bytes(stamped)["Subject"].strip() == "[SPAM]"
+    assert headers.strip(stamped) == raw
+
+
+@pytest.mark.parametrize("how", [b"begins", b"added"])
+def test_row_5_a_forged_tag_costs_little_and_only_of_the_subject(how):
+    forged = b"X-Spamguard-Subject: " + how + b' "Free "\r\n'
+    rest = b"Subject: Free money\r\nSubject: Free Free\r\nFrom: Free \r\n\r\nFree \r\n"
+    clean = headers.strip(forged * 9 + rest)
+    assert clean == (rest.replace(b"Free ", b"", 1) if how == b"begins" else rest)
+    wide = b'X-Spamguard-Subject: begins "' + b"x" * 65 + b'"\r\n'
+    assert headers.strip(wide + b"Subject: " + b"x" * 65) == b"Subject: " + b"x" * 65
+    other = b'X-Spamguard-Subject: added "Free "\r\nFrom: a\r\nSubject: Free \r\n\r\n'
+    assert headers.strip(other) == b"From: a\r\nSubject: Free \r\n\r\n"
+
+
+# --- For any bytes --------------------------------------------------------------------------------------------------
+
 PIECES = st.sampled_from(
     [
         b"Subject: hi", b"X-Spam-Flag: NO", b"x-spam : 1", b"X-Spamguard-Separator: added", b"X-Spamguard: ham",
         b"From a", b" folded", b"\tfolded", b"text", b"\r\n", b"\n", b"\r", b"", b":", b"\0", b"\xff", b">From b",
-        b"Received: x",
+        b"Received: x", b"X-Spam-Flag: NO\n", b"From a\n", b"subject \t:", b"Subject: [SPAM] hi\r\n",
+        b'X-Spamguard-Subject: begins "[SPAM] "\r\n', b'X-Spamguard-Subject: added "[SPAM] "\n', b"[SPAM] ",
+        b"Subject: [SPAM] \n",
     ]
 )  # fmt: skip
 MESSAGES = st.one_of(st.binary(max_size=80), st.lists(PIECES, max_size=14).map(b"".join))
@@ -178,12 +243,40 @@ VERDICTS = st.builds(
     st.floats(0, 1),
     st.lists(st.builds(Reason, st.just("wide"), st.text(max_size=90), st.floats(-9, 9)), max_size=7).map(tuple),
 )
+PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
+TAGS = st.sampled_from(["", TAG, "s", "x" * 64, '" ']) | st.text(PRINTABLE, max_size=64).filter(
+    lambda t: t[:1] != " "
+)
 
 
-@given(MESSAGES, VERDICTS)
-def test_strip_undoes_stamp(raw, judged):
-    assert headers.strip(headers.stamp(raw, judged)) == headers.strip(raw)
-    assert headers.strip(headers.stamp_unscored(raw, "deadline")) == headers.strip(raw)
+@given(MESSAGES, VERDICTS, TAGS)
+def test_row_29_strip_undoes_stamp(raw, judged, tag):
+    clean = headers.strip(raw)
+    assert headers.strip(clean) is clean
+    assert headers.strip(headers.stamp(raw, judged, tag)) == clean
+    assert headers.strip(headers.stamp_unscored(raw, "deadline")) == clean
+
+
+@given(MESSAGES, VERDICTS, TAGS)
+def test_row_4_the_body_is_the_body_still(raw, judged, tag):
+    stamped = headers.stamp(raw, judged, tag)
+    body = headers.strip(raw)[headers.end(headers.strip(raw)) :]
+    assert stamped.endswith(body)
+    assert len(stamped) - headers.end(stamped) == len(body)
+
+
+@given(MESSAGES)
+def test_strip_reads_no_further_than_the_end_of_the_block(raw):
+    end = headers.end(raw)
+    assert 0 <= end <= len(raw)
+    assert headers.strip(raw) == headers.strip(raw[:end]) + raw[end:]
+
+
+def test_the_end_of_the_block():
+    block = b"From me@here\nX-Spam: 1\nSubject: x\n folded\n"
+    for raw in (block, block + b"\nbody: 1\n", block + b"no field\nbody: 1\n"):
+        assert headers.end(raw) == len(block)
+    assert headers.end(b"") == headers.end(b"\r\nSubject: body") == headers.end(b"text") == 0
 
 
 @given(MESSAGES, VERDICTS)
@@ -198,7 +291,19 @@ def test_stamped_mail_ends_with_the_mail(raw, judged):
 
 
 @pytest.mark.parametrize(
-    "line", [b"a", b"X-Spam-Flag: NO\r\n", b" \t", b"X-Spam ", b"a:\n", b"\n ", b"X-Spamguard-Separator:\n\n"]
+    "line",
+    [
+        b"a",
+        b"X-Spam-Flag: NO\r\n",
+        b" \t",
+        b"X-Spam ",
+        b"a:\n",
+        b"\n ",
+        b"X-Spamguard-Separator:\n\n",
+        b"Subject:\n",
+        b'X-Spamguard-Subject: added "x"\nSubject: x\n',
+        b'X-Spamguard-Subject: begins "',
+    ],
 )
 def test_time_is_linear(line):
     def seconds(size: int) -> float:
@@ -206,6 +311,7 @@ def test_time_is_linear(line):
         began = time.process_time()
         headers.strip(raw)
         headers.hops(raw)
+        headers.stamp(raw, verdict(), TAG)
         return time.process_time() - began
 
     seconds(100_000)

@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,21 @@ from spamguard.policy import Policy
 from tests.fakes import FakeScorer, load_fake_scorer
 
 
+@asynccontextmanager
+async def running(scorer: FakeScorer) -> AsyncIterator[Batcher]:
+    batcher = Batcher(scorer, BatchTable(patience_ms=0))
+    await batcher.start()
+    try:
+        yield batcher
+    finally:
+        await batcher.stop()
+
+
 def through(raw: bytes, table: PolicyTable | None = None, scorer: FakeScorer | None = None) -> Disposition:
     async def main() -> Disposition:
-        batcher = Batcher(scorer or FakeScorer(), BatchTable(patience_ms=0))
-        await batcher.start()
-        try:
-            return await Pipeline(batcher, Policy(table or PolicyTable())).handle(raw)
-        finally:
-            await batcher.stop()
+        async with running(scorer or FakeScorer()) as batcher:
+            (disposition,) = await Pipeline(batcher, Policy(table or PolicyTable())).handle(raw)
+            return disposition
 
     return asyncio.run(main())
 
@@ -45,6 +54,44 @@ def test_marks_are_stripped_before_scoring_and_before_stamping():
 
 def test_what_is_passed_carries_no_forged_verdict_either():
     assert through(b"X-Spam-Flag: NO\nSubject: x\n\nhi\n", PolicyTable(ham="pass")).data == b"Subject: x\n\nhi\n"
+
+
+def test_each_recipient_has_his_disposition_and_quarantine_holds_what_came():
+    raw = b"X-Spam-Flag: NO\nSubject: x\n\nviagra\n"
+    table = PolicyTable.model_validate({"spam": "reject", "recipients": {"bob@x": {"spam": "tag"}}})
+
+    async def main(one_reply: bool) -> list[Disposition]:
+        async with running(FakeScorer()) as batcher:
+            return await Pipeline(batcher, Policy(table)).handle(raw, [b"bob@x", b"eve@x"], one_reply)
+
+    bob, eve = asyncio.run(main(True))
+    assert bob.data.startswith(b"X-Spam-Flag: YES\n") and bob.data.endswith(b"\nSubject: x\n\nviagra\n")
+    assert (eve.fate, eve.data) == (Fate.QUARANTINE, raw)
+    assert [one.fate for one in asyncio.run(main(False))] == [Fate.DELIVER, Fate.REJECT]
+
+
+def test_the_rest_of_a_large_message_is_judged_but_not_in_the_disposition():
+    scorer = FakeScorer()
+    read_in = []
+
+    def rest() -> bytes:
+        read_in.append(threading.current_thread())
+        return b"viagra\n"
+
+    def broken() -> bytes:
+        raise OSError(5, "Input/output error")
+
+    async def main() -> None:
+        async with running(scorer) as batcher:
+            pipeline = Pipeline(batcher, Policy(PolicyTable(spam="quarantine")))
+            (held,) = await pipeline.handle(b"X-Spam: no\nSubject: x\n\nbeginning\n", rest=rest)
+            assert (held.fate, held.data) == (Fate.QUARANTINE, b"X-Spam: no\nSubject: x\n\nbeginning\n")
+            (failed,) = await pipeline.handle(b"Subject: x\n\n", rest=broken)
+            assert failed.data == b"X-Spamguard: unscored; reason=fault\nSubject: x\n\n"
+
+    asyncio.run(main())
+    assert scorer.batches == [[b"Subject: x\n\nbeginning\nviagra\n"]]
+    assert len(read_in) == 1 and read_in[0] is not threading.main_thread()
 
 
 def test_failures_follow_the_policy():
@@ -82,11 +129,11 @@ def test_reload_swaps_head_and_policy_and_keeps_the_encoder(tmp_path):
 
     async def use(daemon: Daemon) -> None:
         encoder = daemon.scorer.encoder
-        assert (await daemon.pipeline.handle(b"viagra")).fate is Fate.DELIVER
+        assert (await daemon.pipeline.handle(b"viagra"))[0].fate is Fate.DELIVER
         head.write_text("head-2")
         file.write_text(file.read_text() + '[policy]\nspam = "reject"\n')
         assert await daemon.reload()
-        disposition = await daemon.pipeline.handle(b"viagra")
+        (disposition,) = await daemon.pipeline.handle(b"viagra")
         assert disposition.fate is Fate.REJECT
         assert disposition.verdict is not None and disposition.verdict.head == "head-2"
         assert daemon.scorer.encoder is encoder
@@ -121,7 +168,7 @@ def test_a_bad_reload_changes_nothing(tmp_path, broken):
         else:
             head.write_text("broken" if broken == "head" else "mute")
         assert not await daemon.reload()
-        disposition = await daemon.pipeline.handle(b"viagra")
+        (disposition,) = await daemon.pipeline.handle(b"viagra")
         assert disposition.verdict is not None and disposition.verdict.head == "head-1"
 
     log = with_daemon(file, use, load_scorer)

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .crash_ledger import DAEMON_KILLED, HOP_HUNG, HOP_KILLED, Judgement, judge
-from .crash_scene import QUARANTINES, Scene
+from .crash_scene import Scene
 
 FILES = 96  # enough for twenty senders, each with a way out and a spooled message
 CROWD = 300
@@ -207,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     few, seed, outcomes = max(200, options.messages // 20), options.seed, list[Outcome]()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(f"seed {seed}; spam goes into the quarantine: {'yes' if QUARANTINES else 'no, there is none yet'}")
+    console.print(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="spamguard-crash-") as folder:
         for name in ("kills", "disk", "files"):
             Path(folder, name).mkdir()

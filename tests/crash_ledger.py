@@ -56,12 +56,14 @@ class Copy:
     where: str
 
 
+HOP_PATIENCE_S = 2.0  # what the daemon has for a reply of the next hop
 DAEMON_KILLED, HOP_KILLED, HOP_HUNG = "daemon killed", "next hop killed", "next hop hung"
 _REASONS = {
     DAEMON_KILLED: "the daemon was killed before it could pass on the 250",
     HOP_KILLED: "the next hop was killed between its disk and its 250",
     HOP_HUNG: "the next hop hung longer than the time-out, and had it all the same",
 }
+SLOW = "the next hop was slower than the time-out, and had it all the same"
 UNEXPLAINED = "unexplained"
 
 
@@ -120,4 +122,5 @@ def _reason(mail: Mail, number: int, again: bool, faults: Sequence[Fault]) -> st
     # Without a reply the daemon has died; with one, it has lost the next hop.
     kinds = (HOP_KILLED, HOP_HUNG) if attempt.reply else (DAEMON_KILLED,)
     there = {fault.kind for fault in faults if fault.meets(attempt)}
-    return next((_REASONS[kind] for kind in kinds if kind in there), UNEXPLAINED)
+    timed_out = bool(attempt.reply) and attempt.ended - attempt.began >= HOP_PATIENCE_S
+    return next((_REASONS[kind] for kind in kinds if kind in there), SLOW if timed_out else UNEXPLAINED)

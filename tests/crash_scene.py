@@ -13,20 +13,15 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
-
-from spamguard.config import Action
 
 from .conftest import Process
 from .crash_hop import records
-from .crash_ledger import DAEMON_KILLED, HOP_HUNG, HOP_KILLED, Copy, Fault, Mail
+from .crash_ledger import DAEMON_KILLED, HOP_HUNG, HOP_KILLED, HOP_PATIENCE_S, Copy, Fault, Mail
 from .crash_mail import attempt_of, whole
 from .crash_senders import Senders, mails
 
 ROOT = Path(__file__).parents[1]
-HOP_PATIENCE_S = 2.0
 SPOOL_BYTES = 65_536
-QUARANTINES = "quarantine" in get_args(Action)
 STALL_S = 60
 
 Act = Callable[[], Awaitable[None]]
@@ -77,8 +72,8 @@ class Scene:
             f'state_dir = "state"\n[listen]\nport = {self.port}\nhostname = "filter.example"\n'
             f'[next_hop]\nhost = "127.0.0.1"\nport = {self._hop_port}\nconnect_timeout_s = {HOP_PATIENCE_S}\n'
             f"reply_timeout_s = {HOP_PATIENCE_S}\ndata_timeout_s = {HOP_PATIENCE_S}\n"
-            f'[policy]\nspam = "{"quarantine" if QUARANTINES else "tag"}"\n'
-            f'[limits]\nmemory_bytes = {SPOOL_BYTES}\nshutdown_s = 5\n[log]\nformat = "json"\n'
+            f"[limits]\nmemory_bytes = {SPOOL_BYTES}\nshutdown_s = 5\n"
+            '[policy]\nspam = "quarantine"\n[log]\nformat = "json"\n'
         )
         try:
             await self._start_hop()

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 from tests.crash_hop import records
-from tests.crash_ledger import DAEMON_KILLED, HOP_HUNG, HOP_KILLED, UNEXPLAINED, Attempt, Copy, Fault, Mail, judge
+from tests.crash_ledger import (
+    DAEMON_KILLED,
+    HOP_HUNG,
+    HOP_KILLED,
+    HOP_PATIENCE_S,
+    SLOW,
+    UNEXPLAINED,
+    Attempt,
+    Copy,
+    Fault,
+    Mail,
+    judge,
+)
 from tests.crash_mail import attempt_of, compose, sender, whole
 
 OK = b"250 2.0.0 Ok"
@@ -70,6 +82,12 @@ def test_row_18_a_duplicate_needs_a_fault_at_its_time(
     assert judged.duplicates.total() == 1
     assert bool(judged.duplicates[UNEXPLAINED]) is not explained
     assert bool(judged.complaints) is not explained
+
+
+def test_row_18_a_time_out_explains_a_duplicate_without_a_fault_of_ours() -> None:
+    slow = mail(LOST, OK)
+    slow.attempts[0].ended = HOP_PATIENCE_S
+    assert judge([slow], there(0, 1), []).duplicates == {SLOW: 1}
 
 
 def test_row_18_one_attempt_that_is_there_twice_has_no_excuse() -> None:

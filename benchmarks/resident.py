@@ -14,7 +14,10 @@ FLAT = 0.05  # of the size after the first tenth
 
 
 def over(messages: int, length: int, folder: Path, tick: Tick) -> tuple[list[str], bool]:
-    """Send that many messages in tenths, half of each with a connection a message. The lines of a table, and whether the size stayed flat."""
+    """Send that many messages in tenths, half of each tenth with a connection a message.
+
+    Return the lines of a table, and whether the size stayed flat.
+    """
     with sink(folder) as port, ours(port, folder) as daemon:
         sizes = [daemon.memory()]
         for _ in range(10):

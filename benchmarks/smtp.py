@@ -52,6 +52,7 @@ from .contestants import (
 RESULTS = ROOT / "benchmarks/results"
 MODES = {"many messages a connection": True, "one message a connection": False}
 PLAIN, OURS = "plain aiosmtpd + aiosmtplib relay", "spamguard, null scorer"
+DIRECT = "smtp-source straight to smtp-sink"
 WARM_UP = 10
 
 
@@ -61,9 +62,12 @@ class Contestant:
     start: Callable[[int, Path], contextlib.AbstractContextManager[Running]]
     share: float  # of --messages: a quick one sends more, so that a run is long enough to be measured
 
+    def messages(self, options: argparse.Namespace) -> int:
+        return max(int(options.messages * self.share), WARM_UP)
+
 
 CONTESTANTS = (
-    Contestant("smtp-source straight to smtp-sink", direct, 4),
+    Contestant(DIRECT, direct, 4),
     Contestant(OURS, ours, 2),
     Contestant("the plain relay, next hop pooled", pooled, 1),
     Contestant(PLAIN, plain, 1),
@@ -81,6 +85,11 @@ class Figures:
 
     def ratios(self, to: Figures) -> list[float]:
         return [mine / theirs for mine, theirs in zip(self.rates, to.rates, strict=True)]
+
+    def cpu(self, to: Figures) -> str:
+        if not any(self.cpu_ms):
+            return "|"
+        return f"{median(self.cpu_ms):.2f} | {median(self.cpu_ms) / median(to.cpu_ms):.2f}"
 
 
 Results = dict[str, dict[str, Figures]]
@@ -118,7 +127,7 @@ def throughput(options: argparse.Namespace, folder: Path, progress: Progress) ->
             for mode, keep in MODES.items():
                 for contestant, running in there:
                     progress.update(task, description=f"round {number}, {mode}: {contestant.name}")
-                    messages = max(int(options.messages * contestant.share), WARM_UP) if number else WARM_UP
+                    messages = contestant.messages(options) if number else WARM_UP
                     into = results[contestant.name][mode] if number else None
                     measure(running, messages, options.length, keep, into)
                     progress.advance(task, 1 if number else 0)
@@ -128,15 +137,14 @@ def throughput(options: argparse.Namespace, folder: Path, progress: Progress) ->
 def table(results: Results) -> Iterator[str]:
     for mode in MODES:
         yield f"### {mode.capitalize()}\n"
-        yield "| | msg/s, median (least..greatest) | ratio to the plain relay | CPU ms a message |"
-        yield "|---|---:|---:|---:|"
+        yield "| | msg/s, median (least..greatest) | ratio to the plain relay | CPU ms a message | ratio of CPU |"
+        yield "|---|---:|---:|---:|---:|"
         for name, modes in results.items():
             one = modes[mode]
             ratios = one.ratios(results[PLAIN][mode])
-            cpu = f"{median(one.cpu_ms):.2f}" if any(one.cpu_ms) else ""
             spread = f"{min(one.rates):,.0f}..{max(one.rates):,.0f}"
             ratio = f"{median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-            yield f"| {name} | {median(one.rates):,.0f} ({spread}) | {ratio} | {cpu} |"
+            yield f"| {name} | {median(one.rates):,.0f} ({spread}) | {ratio} | {one.cpu(results[PLAIN][mode])} |"
         yield ""
 
 
@@ -169,7 +177,9 @@ def report(options: argparse.Namespace, folder: Path, progress: Progress) -> tup
     ratios = {
         name: {mode: median(one.ratios(results[PLAIN][mode])) for mode, one in modes.items()}
         for name, modes in results.items()
+        if name != DIRECT  # no relay, and it would dwarf them all
     }
+    notes.append("Messages a run: " + "; ".join(f"{one.name} {one.messages(options):,}" for one in CONTESTANTS))
     (RESULTS / "smtp.svg").write_text(picture.bars(f"SMTP path, ratio to the plain relay: {title}", ratios, OURS))
     return "smtp", [f"## SMTP path with a null scorer: {title}\n", *table(results), *(f"- {note}" for note in notes)]
 

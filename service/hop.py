@@ -179,7 +179,8 @@ class Hop(asyncio.Protocol):
         return self._replies.popleft()
 
     async def end_of_data(self) -> Reply:
-        return await self.reply("end of data", self._table.data_timeout_s)
+        """The reply to the final dot. If it does not come, nobody can know whether the message was taken."""
+        return await self.reply("no reply to the final dot, it may come twice", self._table.data_timeout_s)
 
     def _lost(self, to: str) -> DeliveryError:
         assert self.dead is not None

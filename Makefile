@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := $(VENV)/.fuzz-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit fuzz check bench head clean
+.PHONY: help run test unit fuzz check bench bench-smtp crash head clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ check: $(STAMP) ## ruff and mypy --strict
 
 bench: $(STAMP) ## accuracy table; CORPORA=DIR holds a folder spamassassin with ham/ and spam/
 	$(BIN)/python benchmarks/accuracy.py $(or $(CORPORA),$(error say CORPORA=DIR))/spamassassin
+
+bench-smtp: $(STAMP) ## throughput of the SMTP path beside its peers; ARGS='--memory' or '--large': resident size
+	$(BIN)/python -m benchmarks.smtp $(ARGS)
+
+crash: $(STAMP) ## 20,000 messages, 50 times SIGKILL: nothing answered 250 may be lost; ARGS='--kills 10 --seed 2'
+	$(BIN)/python -m tests.crash $(ARGS)
 
 head: $(STAMP) ## fit the head that ships; CORPORA=DIR holds the corpora of docs/head-and-accuracy.md
 	SPAMGUARD_CONFIG=docs/newcomer.toml $(BIN)/python -m training.ship $(or $(CORPORA),$(error say CORPORA=DIR)) spamguard/heads/default

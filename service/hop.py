@@ -179,7 +179,8 @@ class Hop(asyncio.Protocol):
         return self._replies.popleft()
 
     async def end_of_data(self) -> Reply:
-        return await self.reply("end of data", self._table.data_timeout_s)
+        """The reply to the final dot. If it does not come, nobody can know whether the message was taken."""
+        return await self.reply("no reply to the final dot, it may come twice", self._table.data_timeout_s)
 
     def _lost(self, to: str) -> DeliveryError:
         assert self.dead is not None
@@ -209,7 +210,7 @@ class Hop(asyncio.Protocol):
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
-        if self._buffer or self._replies or self._transport is None:
+        if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
         try:
             transport = await self._loop.start_tls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from . import __version__
 from .verdict import Label, Reason, Verdict
@@ -188,6 +189,7 @@ def _verdict_fields(verdict: Verdict) -> Iterator[Field]:
         yield "X-Spamguard-Reason", ", ".join(map(_reason, verdict.reasons[:_REASONS]))
 
 
+@lru_cache(64)
 def _token(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", text[:16])
 
@@ -208,8 +210,9 @@ def _encoded_words(text: str) -> str:
 def _folded(name: str, value: str, eol: bytes) -> bytes:
     lines, line = [], f"{name}:"
     for word in value.split():
-        if len(line) + 1 + len(word) > _WIDTH and line.strip() != "":
+        if len(line) + 1 + len(word) > _WIDTH and line:
             lines.append(line)
             line = ""
         line += f" {word}"
-    return eol.join(part.encode("ascii", "replace") for part in (*lines, line)) + eol
+    lines.append(line)
+    return eol.join([part.encode("ascii", "replace") for part in lines]) + eol

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.servers import Sink, free_ports, needs, private_folder, swaks
 
-pytestmark = needs("swaks", "smtp-sink", "openssl")
+pytestmark = needs("swaks", "smtp-sink")
 
 FILTER, BEHIND = free_ports(2)
 
@@ -43,11 +44,11 @@ def start(sink, folder, daemon_process) -> Callable:
 
 @pytest.fixture
 def certificate(folder) -> Path:
-    file = folder / "both.pem"
-    request = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=filter.example"
-    subprocess.run([*request.split(), "-keyout", file, "-out", folder / "cert.pem"], check=True, capture_output=True)
-    file.write_bytes(file.read_bytes() + (folder / "cert.pem").read_bytes())
-    return file
+    """Our certificate with its key; who signed it is in `ca.pem` beside it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    return folder / "both.pem"
 
 
 def the_one(sink: Sink) -> bytes:
@@ -106,7 +107,7 @@ def test_starttls(start, sink, certificate):
     done = swaks(FILTER)
     assert done.returncode != 0 and "<** 530 5.7.0" in done.stdout
     assert sink.dumps() == []
-    done = swaks(FILTER, "--tls", "--tls-verify", "--tls-ca-path", str(certificate.parent / "cert.pem"))
+    done = swaks(FILTER, "--tls", "--tls-verify", "--tls-ca-path", str(certificate.parent / "ca.pem"))
     assert done.returncode == 0, done.stdout
     assert "=== TLS started with cipher TLSv1." in done.stdout
     assert b"\nX-Spamguard: ham" in the_one(sink)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 import dkim
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from spamguard import headers
 from tests.fakes import FakeNextHop
-
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="not installed: openssl")
 
 CANONICALIZATIONS = [(b"relaxed", b"relaxed"), (b"simple", b"simple")]
 HEAD = (
@@ -53,11 +51,9 @@ class Key:
 
 @pytest.fixture(scope="module")
 def key() -> Key:
-    def openssl(*words: str, data: bytes = b"") -> bytes:
-        return subprocess.run(["openssl", *words], input=data, check=True, capture_output=True).stdout
-
-    private = openssl("genrsa", "-traditional", "2048")
-    return Key(private, openssl("rsa", "-pubout", "-outform", "DER", data=private))
+    private = rsa.generate_private_key(65537, 2048)
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    return Key(pem, private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def through(running, hop: FakeNextHop, message: bytes) -> bytes:

@@ -220,6 +220,8 @@ def test_row_5_a_forged_tag_costs_little_and_only_of_the_subject(how):
     rest = b"Subject: Free money\r\nSubject: Free Free\r\nFrom: Free \r\n\r\nFree \r\n"
     clean = headers.strip(forged * 9 + rest)
     assert clean == (rest.replace(b"Free ", b"", 1) if how == b"begins" else rest)
+    two = b'X-Spamguard-Subject: added "Free "\r\nSubject: Free \r\n' * 2 + b"From: x\r\n"
+    assert headers.strip(two) == b"Subject: Free \r\nFrom: x\r\n"
     wide = b'X-Spamguard-Subject: begins "' + b"x" * 65 + b'"\r\n'
     assert headers.strip(wide + b"Subject: " + b"x" * 65) == b"Subject: " + b"x" * 65
     other = b'X-Spamguard-Subject: added "Free "\r\nFrom: a\r\nSubject: Free \r\n\r\n'

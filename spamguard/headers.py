@@ -52,8 +52,9 @@ def strip(raw: bytes) -> bytes:
 
 
 def end(raw: bytes) -> int:
-    """Where the top header block ends, and strip() stops reading."""
-    return _scan(raw)[1]
+    """Where the top header block ends, and strip() stops reading; len(raw) if it may go on behind `raw`."""
+    found = _scan(raw)[1]
+    return found if raw.find(b"\n", found) >= 0 else len(raw)
 
 
 def stamp(raw: bytes, verdict: Verdict, subject_tag: str = "") -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from spamguard.config import NextHopTable
-from spamguard.errors import DeliveryError
+from spamguard.errors import ConfigError, DeliveryError
 
 from .deadline import Deadline
 
@@ -284,10 +284,13 @@ async def _hello(hop: Hop, table: NextHopTable, hostname: bytes) -> Mapping[byte
 
 
 def tls_context(table: NextHopTable) -> ssl.SSLContext | None:
-    """The client side of STARTTLS as configured; None: plain. Raises OSError, ssl.SSLError."""
+    """The client side of STARTTLS as configured; None: plain. Raises ConfigError."""
     if table.tls == "off":
         return None
-    context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    try:
+        context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    except OSError as error:
+        raise ConfigError(f"next_hop.tls_ca: {table.tls_ca}: {error}") from error
     if table.tls != "verify":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -48,6 +48,8 @@ class Hop(asyncio.Protocol):
     def __init__(self, table: NextHopTable, ends: set[object]) -> None:
         self.keywords: Mapping[bytes, bytes] = {}
         self.dead: DeliveryError | None = None
+        self.strain = 0
+        """Refusals and RSETs since it took a message: servers slow down or hang up on those who bring nothing else."""
         self._open_ends = ends
         self._ends: object = None
         self._loop = asyncio.get_running_loop()
@@ -96,6 +98,7 @@ class Hop(asyncio.Protocol):
             return
         self._lines = []
         reply = Reply(int(line[:3]), b"\r\n".join(lines))
+        self.strain += reply.code >= 400
         if self._owed:
             self._owed -= 1
             self._replies.append(reply)

@@ -49,7 +49,7 @@ class Hop(asyncio.Protocol):
         self.keywords: Mapping[bytes, bytes] = {}
         self.dead: DeliveryError | None = None
         self.strain = 0
-        """Refusals and RSETs since it took a message: servers slow down or hang up on those who bring nothing else."""
+        """Refusals and RSETs since it took a message; servers hang up on those who bring nothing else."""
         self._open_ends = ends
         self._ends: object = None
         self._loop = asyncio.get_running_loop()

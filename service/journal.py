@@ -40,7 +40,7 @@ class Journal:
                 renderer,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, table.level.upper())),
-        )
+        ).bind()  # once, not for each line
 
     @property
     def on_terminal(self) -> bool:

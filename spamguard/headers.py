@@ -28,6 +28,7 @@ _SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0
 _SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
 
 _WIDTH = 78
+_NAME_BYTES = 998
 _REASONS = 5
 _REASON_CHARACTERS = 60
 
@@ -52,8 +53,11 @@ def strip(raw: bytes) -> bytes:
 
 
 def end(raw: bytes) -> int:
-    """Where the top header block ends, and strip() stops reading."""
-    return _scan(raw)[1]
+    """Where the top header block ends, and strip() stops reading; len(raw) if it may go on behind `raw`."""
+    found = _scan(raw)[1]
+    # A line that is not whole may still become a field, unless it is too long already for the name of one.
+    ended = raw.find(b"\n", found) >= 0 or len(raw) - found > _NAME_BYTES
+    return found if ended else len(raw)
 
 
 def stamp(raw: bytes, verdict: Verdict, subject_tag: str = "") -> bytes:

@@ -65,9 +65,9 @@ class Senders:
 
     async def _session(self, dialogue: _Dialogue, rng: random.Random) -> None:
         if not (await dialogue.reply()).startswith(b"220"):
+            await asyncio.sleep(rng.uniform(0.1, 0.3))
             return
-        if not (await dialogue.ask(b"EHLO client.example")).startswith(b"250"):
-            return
+        await dialogue.ask(b"EHLO client.example")
         for _ in range(rng.choice(_BUDGETS)):
             if not self._waiting or not self.going.is_set():
                 break

@@ -94,6 +94,25 @@ def test_a_kept_connection_that_is_dead_is_replaced_unnoticed(running_daemon, st
     assert hop.connections == 2
 
 
+def test_what_strangers_do_wrong_is_not_laid_to_the_next_clients_charge(running_daemon):
+    """Postfix slows down and hangs up on who makes errors and brings no mail; a dictionary attack makes many."""
+    hop = FakeNextHop(RCPT=b"550 5.1.1 nobody")
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.greet()
+        client.ask(b"MAIL FROM:<a@b>")
+        for number in range(10):
+            assert client.ask(b"RCPT TO:<%d@x>" % number).startswith(b"550")
+        client.ask(b"QUIT")
+    hop.script["RCPT"] = b"250 ok"
+    with running.client() as client:
+        client.greet()
+        assert send(client).startswith(b"250")
+        assert hop.connections == 2
+        assert send(client).startswith(b"250")
+    assert hop.connections == 2
+
+
 def test_connections_that_were_closed_while_idle_are_not_tried_again(running_daemon):
     hop = FakeNextHop()
     running = running_daemon(hop)

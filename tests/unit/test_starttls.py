@@ -126,6 +126,9 @@ def test_a_wrong_certificate_is_an_error_with_file_and_key(tmp_path, certificate
     for file, key in ((tmp_path / "none.pem", None), (certificates.ca, None)):
         with pytest.raises(ConfigError, match=f"listen.tls_certificate: {file}: "):
             server_tls(ListenTable(tls="may", tls_certificate=file, tls_key=key))
+    for file in (tmp_path / "none.pem", certificates.key):
+        with pytest.raises(ConfigError, match=f"next_hop.tls_ca: {file}: "):
+            tls_context(NextHopTable(host="h", tls="verify", tls_ca=file))
 
 
 # Behind

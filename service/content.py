@@ -222,11 +222,15 @@ def wire(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
     No piece may end between CR and LF. The final dot comes with the last piece.
     """
-    before, held = b"\r\n", b""
+    at_line_start, held = True, b""
     for piece in pieces:
         piece, _ = normalised(piece)
+        if not piece:
+            continue
         if held:
             yield held
-        held = (before + piece).replace(b"\r\n.", b"\r\n..")[2:]
-        before = (before + piece[-2:])[-2:]
-    yield held + (END[2:] if before == b"\r\n" else END)
+        held = piece.replace(b"\r\n.", b"\r\n..")
+        if at_line_start and piece.startswith(b"."):
+            held = b"." + held
+        at_line_start = piece.endswith(b"\r\n")
+    yield held + (END[2:] if at_line_start else END)

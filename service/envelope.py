@@ -39,9 +39,9 @@ class Envelope:
     helo: bytes = b""
     peer: str = ""
     extended: bool = True
-    lmtp: bool = False
     sender: Path | None = None
     recipients: list[Path] = field(default_factory=list)
+    lmtp: bool = False
 
     @property
     def protocol(self) -> bytes:

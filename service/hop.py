@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from spamguard.config import NextHopTable
-from spamguard.errors import DeliveryError
+from spamguard.errors import ConfigError, DeliveryError
 
 from .deadline import Deadline
 
@@ -45,11 +45,13 @@ class Gone(DeliveryError):
 class Hop(asyncio.Protocol):
     """Made by `connect`. Once anything has gone wrong it is `dead` for good, and each call raises DeliveryError."""
 
-    def __init__(self, table: NextHopTable, near_ends: set[object]) -> None:
+    def __init__(self, table: NextHopTable, ends: set[object]) -> None:
         self.keywords: Mapping[bytes, bytes] = {}
         self.dead: DeliveryError | None = None
-        self._near_ends = near_ends
-        self._near_end: object = None
+        self.strain = 0
+        """Refusals and RSETs since it took a message; servers hang up on those who bring nothing else."""
+        self._open_ends = ends
+        self._ends: object = None
         self._loop = asyncio.get_running_loop()
         self._table = table
         self._transport: asyncio.Transport | None = None
@@ -66,9 +68,9 @@ class Hop(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._near_end = transport.get_extra_info("sockname")
-        if self._near_end:  # a Unix socket has none
-            self._near_ends.add(self._near_end)
+        self._ends = (transport.get_extra_info("sockname"), transport.get_extra_info("peername"))
+        if self._ends[0]:  # a Unix socket has none
+            self._open_ends.add(self._ends)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -96,6 +98,7 @@ class Hop(asyncio.Protocol):
             return
         self._lines = []
         reply = Reply(int(line[:3]), b"\r\n".join(lines))
+        self.strain += reply.code >= 400
         if self._owed:
             self._owed -= 1
             self._replies.append(reply)
@@ -105,7 +108,7 @@ class Hop(asyncio.Protocol):
             self._end(Gone(f"unasked: {reply.raw[:200]!r}", LOST))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._near_ends.discard(self._near_end)
+        self._open_ends.discard(self._ends)
         self._end(Gone(f"connection lost: {error or 'closed by the next hop'}", LOST))
 
     def pause_writing(self) -> None:
@@ -179,7 +182,8 @@ class Hop(asyncio.Protocol):
         return self._replies.popleft()
 
     async def end_of_data(self) -> Reply:
-        return await self.reply("end of data", self._table.data_timeout_s)
+        """The reply to the final dot. If it does not come, nobody can know whether the message was taken."""
+        return await self.reply("no reply to the final dot, it may come twice", self._table.data_timeout_s)
 
     def _lost(self, to: str) -> DeliveryError:
         assert self.dead is not None
@@ -209,7 +213,7 @@ class Hop(asyncio.Protocol):
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
-        if self._buffer or self._replies or self._transport is None:
+        if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
         try:
             transport = await self._loop.start_tls(
@@ -226,14 +230,14 @@ class Hop(asyncio.Protocol):
         self._transport = transport
 
 
-async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | None, near_ends: set[object]) -> Hop:
-    """Connect, greet, and encrypt if asked to; while open, its near end is in `near_ends`.
+async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | None, ends: set[object]) -> Hop:
+    """Connect, greet, and encrypt if asked to; while open, its near and far end are in `ends`.
 
     Raises DeliveryError, whose reply is 4xx.
     """
     hop: Hop | None = None
     try:
-        hop = await _opened(table, near_ends)
+        hop = await _opened(table, ends)
         greeting = await hop.reply("greeting", table.reply_timeout_s)
         if greeting.code != 220:
             raise DeliveryError(f"greeting: {greeting.raw!r}", NOT_REACHED)
@@ -254,15 +258,15 @@ async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | No
     return hop
 
 
-async def _opened(table: NextHopTable, near_ends: set[object]) -> Hop:
+async def _opened(table: NextHopTable, ends: set[object]) -> Hop:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(table.connect_timeout_s):
             if table.socket is not None:
-                _, hop = await loop.create_unix_connection(lambda: Hop(table, near_ends), str(table.socket))
+                _, hop = await loop.create_unix_connection(lambda: Hop(table, ends), str(table.socket))
             else:
                 # asyncio sets TCP_NODELAY, without which a small last packet waits 40 ms for an acknowledgement.
-                _, hop = await loop.create_connection(lambda: Hop(table, near_ends), table.host, table.port)
+                _, hop = await loop.create_connection(lambda: Hop(table, ends), table.host, table.port)
     except (OSError, TimeoutError) as error:
         raise DeliveryError(f"connect: {str(error) or 'timeout'}", NOT_REACHED) from error
     return hop
@@ -283,10 +287,13 @@ async def _hello(hop: Hop, table: NextHopTable, hostname: bytes) -> Mapping[byte
 
 
 def tls_context(table: NextHopTable) -> ssl.SSLContext | None:
-    """The client side of STARTTLS as configured; None: plain. Raises OSError, ssl.SSLError."""
+    """The client side of STARTTLS as configured; None: plain. Raises ConfigError."""
     if table.tls == "off":
         return None
-    context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    try:
+        context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    except OSError as error:
+        raise ConfigError(f"next_hop.tls_ca: {table.tls_ca}: {error}") from error
     if table.tls != "verify":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

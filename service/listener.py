@@ -108,7 +108,7 @@ def server_tls(listen: ListenTable) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(str(listen.tls_certificate), str(listen.tls_key) if listen.tls_key else None)
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:
         raise ConfigError(f"listen.tls_certificate: {listen.tls_certificate}: {error}") from error
     return context
 
@@ -122,7 +122,7 @@ class Listener:
         quarantine: Quarantine,
         journal: Journal,
         way_out: Callable[[], Delivery],
-        near_ends: set[object],
+        ends_of_ours: set[object],
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.hostname = hostname
@@ -135,7 +135,7 @@ class Listener:
         self.pipeline = pipeline
         self.quarantine = quarantine
         self.journal = journal
-        self.near_ends = near_ends
+        self.ends_of_ours = ends_of_ours
         self.connections: set[Connection] = set()
         self.address: tuple[str, int] | str = ""
         self._peers: Counter[str] = Counter()

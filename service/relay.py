@@ -15,14 +15,16 @@ from .content import Content
 from .envelope import Envelope
 from .hop import LOST, UNEXPECTED, Gone, Hop, Reply, connect
 
+_STRAIN = 5  # Postfix slows down at 10 errors without a message in between (smtpd_soft_error_limit).
+
 
 class NextHop:
     """The connections to the next hop that are open and idle, newest last."""
 
     def __init__(self, table: NextHopTable, hostname: str, tls: ssl.SSLContext | None = None) -> None:
         self.per_recipient = table.protocol == "lmtp"
-        self.near_ends: set[object] = set()
-        """The addresses at which our connections begin: a client at one of these is ourselves."""
+        self.ends: set[object] = set()
+        """Near and far address of each open connection: a client with the same two is ourselves."""
         self._table = table
         self._hostname = hostname.encode("ascii", "replace")
         self._tls = tls
@@ -31,7 +33,7 @@ class NextHop:
 
     async def connect(self) -> Hop:
         """A new connection. Raises DeliveryError."""
-        return await connect(self._table, self._hostname, self._tls, self.near_ends)
+        return await connect(self._table, self._hostname, self._tls, self.ends)
 
     def idle(self) -> Hop | None:
         """The youngest idle connection that is alive; it stays where it is."""
@@ -51,7 +53,7 @@ class NextHop:
 
     def keep(self, hop: Hop) -> bool:
         """Take a connection that is between two transactions back; False if there is no room for it."""
-        if not hop.idle or len(self._idle) >= self._table.idle_connections:
+        if not hop.idle or hop.strain > _STRAIN or len(self._idle) >= self._table.idle_connections:
             return False
         loop = asyncio.get_running_loop()
         self._idle.append((hop, loop.time() + self._table.idle_s))
@@ -155,9 +157,13 @@ class Relay:
     async def reset(self) -> None:
         hop, begun = self._hop, self._forward or self._mail
         self._forward, self._mail, self._rcpts = [], [], []
-        if hop is not None and begun and not (await hop.ask(b"RSET")).positive:
-            hop.abort()
-        self._give_back()
+        try:
+            if hop is not None and begun:
+                hop.strain += 1
+                if not (await hop.ask(b"RSET")).positive:
+                    hop.abort()
+        finally:
+            self._give_back()
 
     async def deliver(self, message_id: str, envelope: Envelope, message: Content, junk: bool) -> list[bytes]:
         rcpts = [path.line for path in envelope.recipients]
@@ -204,6 +210,7 @@ class Relay:
                 if 300 <= reply.code < 400:
                     raise DeliveryError(f"unexpected reply to the content: {reply.raw[:200]!r}", UNEXPECTED)
                 replies.append(reply.raw)
+            hop.strain = 0
         except BaseException as error:
             hop.abort()
             if not isinstance(error, DeliveryError) or not replies:

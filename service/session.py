@@ -72,7 +72,7 @@ class Session(Connection):
             await self._delivery.reset()
 
     def _start_over(self) -> None:
-        self._open = Envelope(self._open.helo, self.peer, self._open.extended, self.listener.lmtp)
+        self._open = Envelope(self._open.helo, self.peer, self._open.extended, lmtp=self.listener.lmtp)
 
     def greet_anew(self) -> None:
         self._greeted = False
@@ -92,14 +92,15 @@ class Session(Connection):
     async def _ehlo(self, line: bytes, argument: bytes) -> None:
         if not argument.strip():
             return await self.answer(b"501 5.5.4 A host name is missing")
-        if self._writer.get_extra_info("peername") in self.listener.near_ends:
+        far, near = (self._writer.get_extra_info(name) for name in ("peername", "sockname"))
+        if (far, near) in self.listener.ends_of_ours:
             self.listener.journal.write("error", "loop", cause="the next hop is ourselves", peer=self.peer)
             self.leaving = True
             return await self.answer(b"554 5.4.6 This is a loop: your next server is yourself")
         if self._greeted:
             await self.forget()
         self._greeted = True
-        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", self.listener.lmtp)
+        self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", lmtp=self.listener.lmtp)
         keywords = _NEXT_HOP_DOWN
         try:
             with self.untimed():
@@ -234,8 +235,11 @@ class Session(Connection):
             raise
         except OSError as error:
             return self._handover.refuse(self._open, storage_fault(error), f"spool: {error}")
-        with self.untimed():
-            return await self._handover.message(self._open, message)
+        try:
+            with self.untimed():
+                return await self._handover.message(self._open, message)
+        finally:
+            message.close()
 
     async def _rset(self, line: bytes, argument: bytes) -> None:
         await self.forget()

@@ -25,6 +25,10 @@ class ScoringError(SpamguardError):
     """No verdict could be reached (fault, overload or deadline); the mail itself is not to blame."""
 
 
+class QuarantineError(SpamguardError):
+    """There is no such message in the quarantine, or it is damaged."""
+
+
 class DeliveryError(SpamguardError):
     """The next hop did not take a message.
 

@@ -16,6 +16,7 @@ from service.envelope import Envelope
 from service.envelope import Path as MailPath
 from service.maildir import Maildir, MaildirDelivery
 from spamguard.actions import Disposition, pass_on, tag
+from spamguard.config import PolicyTable
 from spamguard.errors import DeliveryError
 from tests.fakes import verdict
 
@@ -127,7 +128,7 @@ def test_the_last_server_adds_its_trace(tmp_path):
     recipients = [MailPath(b"<b@example.net>"), MailPath(b"<c@example.net>")]
     sender = MailPath(b"<\xc3\xbc@example.org>", (b"smtputf8",))
     envelope = Envelope(b"cli\xffent", "192.0.2.1", sender=sender, recipients=recipients)
-    reply, data = deliver(tmp_path, tag(b"Subject: x\r\n\r\nbody\r\n", verdict(0.99)), envelope)
+    reply, data = deliver(tmp_path, tag(b"Subject: x\r\n\r\nbody\r\n", verdict(0.99), PolicyTable()), envelope)
     assert reply == b"250 2.0.0 Ok: delivered as id1"
     lines = data.split(b"\n")
     assert lines[:3] == [
@@ -141,7 +142,7 @@ def test_the_last_server_adds_its_trace(tmp_path):
 
 
 def test_text_without_headers_stays_text(tmp_path):
-    _, data = deliver(tmp_path, pass_on(b" text\r\n", verdict(0.01)), Envelope(sender=MailPath(b"<>")))
+    _, data = deliver(tmp_path, pass_on(b" text\r\n", verdict(0.01), PolicyTable()), Envelope(sender=MailPath(b"<>")))
     assert data.startswith(b"Return-Path: <>\nReceived: ")
     assert data.endswith(b"\n\n text\n")
 

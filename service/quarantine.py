@@ -1,0 +1,205 @@
+"""What is held back: each message's exact bytes, envelope and verdict, in a folder of its own, safe from a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spamguard.errors import QuarantineError
+from spamguard.verdict import Verdict
+
+from .envelope import Envelope
+from .envelope import Path as Mailbox
+
+_ID = re.compile(r"[0-9a-f]{8,64}")
+_MESSAGE, _ENVELOPE = "message.eml", "envelope.json"
+_VERSION = 1
+_LEFTOVER_S = 86_400
+_LARGEST_ENVELOPE = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A message that is held: the bytes as they came, and what envelope.json says; `verdict` None: not scored."""
+
+    id: str
+    received: float
+    envelope: Envelope
+    verdict: dict[str, Any] | None
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A message that is on the disk, but not held yet."""
+
+    temporary: Path
+    final: Path
+
+    def commit(self) -> None:
+        """From the return on it is held, whatever crashes. Raises OSError: it is not, but for a failing disk."""
+        try:
+            self.temporary.rename(self.final)
+        except OSError:
+            self.discard()
+            raise
+        _sync(self.final.parent)
+
+    def discard(self) -> None:
+        """Forget it; after commit() this does nothing. What cannot be removed now is a leftover."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+class Quarantine:
+    """`folder/held/ID/` for each message; `folder/tmp/ID/` while it is written. Synchronous."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tmp = folder / "tmp"
+        self._held = folder / "held"
+
+    def create(self) -> None:
+        """Create what is missing, and remove what a crash has left behind a day ago. Raises OSError."""
+        for missing in (self._folder, self._tmp, self._held):
+            if not missing.is_dir():
+                missing.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync(missing.parent)
+        for left in self._tmp.iterdir():
+            if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def stage(self, message_id: str, envelope: Envelope, content: Iterable[bytes], verdict: Verdict | None) -> Staged:
+        """Write a message down. Raises OSError, and then nothing is left behind."""
+        staged = Staged(self._tmp / _checked(message_id), self._held / message_id)
+        staged.temporary.mkdir(mode=0o700)
+        try:
+            size, digest = _write(staged.temporary / _MESSAGE, content)
+            said = {"version": _VERSION, "id": message_id, "received": time.time(), "size": size, "sha256": digest}
+            said |= _envelope_said(envelope) | {"verdict": _verdict_said(verdict)}
+            _write(staged.temporary / _ENVELOPE, [json.dumps(said, indent=1).encode()])
+            _sync(staged.temporary)
+        except BaseException:
+            staged.discard()
+            raise
+        return staged
+
+    def held(self) -> Iterator[str]:
+        """The ids of what is held. Raises OSError."""
+        yield from sorted(entry.name for entry in self._held.iterdir() if _ID.fullmatch(entry.name))
+
+    def open(self, message_id: str) -> Held:
+        """Read what is held. Raises QuarantineError if there is no such message, or if it is not as we wrote it."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            folder = os.open(self._held / _checked(message_id), flags | os.O_DIRECTORY)
+            try:
+                said = json.loads(_read(folder, _ENVELOPE, _LARGEST_ENVELOPE))
+                content = _read(folder, _MESSAGE, said["size"])
+            finally:
+                os.close(folder)
+            if said["version"] != _VERSION or said["id"] != message_id:
+                raise ValueError("it is the envelope of another message or of another version")
+            if len(content) != said["size"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
+                raise ValueError("its bytes have changed")
+            return Held(message_id, said["received"], _envelope(said), said["verdict"], content)
+        except OSError as error:
+            raise QuarantineError(f"{message_id}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise QuarantineError(f"{message_id}: damaged: {error!r}") from error
+
+
+def _checked(message_id: str) -> str:
+    """An id of ours, so that none can lead out of the folder."""
+    if not _ID.fullmatch(message_id):
+        raise QuarantineError(f"{message_id[:70]!r} is no id of a message")
+    return message_id
+
+
+def _envelope_said(envelope: Envelope) -> dict[str, Any]:
+    return {
+        "peer": envelope.peer,
+        "helo": _text(envelope.helo),
+        "extended": envelope.extended,
+        "sender": _mailbox_said(envelope.sender) if envelope.sender else None,
+        "recipients": [_mailbox_said(recipient) for recipient in envelope.recipients],
+    }
+
+
+def _mailbox_said(mailbox: Mailbox) -> dict[str, Any]:
+    return {"path": _text(mailbox.raw), "parameters": [_text(parameter) for parameter in mailbox.parameters]}
+
+
+def _verdict_said(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    return {
+        "label": verdict.label.value,
+        "probability": verdict.probability,
+        "head": verdict.head,
+        "encoder": verdict.encoder,
+        "reasons": [{"part": r.part, "what": r.what, "logit": r.logit} for r in verdict.reasons],
+    }
+
+
+def _envelope(said: dict[str, Any]) -> Envelope:
+    return Envelope(
+        helo=_bytes(said["helo"]),
+        peer=said["peer"],
+        extended=said["extended"],
+        sender=_mailbox(said["sender"]) if said["sender"] else None,
+        recipients=[_mailbox(recipient) for recipient in said["recipients"]],
+    )
+
+
+def _mailbox(said: dict[str, Any]) -> Mailbox:
+    return Mailbox(_bytes(said["path"]), tuple(_bytes(parameter) for parameter in said["parameters"]))
+
+
+def _text(raw: bytes) -> str:
+    """Any bytes as text that a person can read and that _bytes() turns back."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _write(path: Path, content: Iterable[bytes]) -> tuple[int, str]:
+    """Write a new file to the disk; its size and sha256."""
+    size, digest = 0, hashlib.sha256()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:  # noqa: PTH123
+        for piece in content:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _read(folder: int, name: str, limit: int) -> bytes:
+    """A file of a folder that is open, and no link, device or pipe; never more than one byte over the limit."""
+    # Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
+            raise ValueError(f"{name} is not what we wrote")
+        return file.read(limit + 1)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

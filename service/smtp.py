@@ -96,6 +96,13 @@ class Connection(SMTP, ABC):
             self._touch()
         super().data_received(data)
 
+    def eof_received(self) -> bool | None:
+        """A client that has said all, QUIT included, may close its side and wait for our replies, as Exim does."""
+        if self._reader._buffer[-6:].upper() == b"QUIT\r\n" and not self.encrypted:  # type: ignore[attr-defined]
+            self._reader.feed_eof()
+            return True
+        return super().eof_received()
+
     # Time
 
     def _reset_timeout(self, duration: float | None = None) -> None:

@@ -572,6 +572,24 @@ def test_row_16_a_client_that_leaves_before_the_hand_over_leaves_nothing(running
         assert running.log[-1]["client"] == "left"
 
 
+def test_row_16_a_client_that_has_said_quit_may_close_its_side_and_hears_all_replies(running_daemon):
+    """Exim sends the final dot and QUIT in one packet, closes its side, and then waits for our reply."""
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    running.scorer.gate.clear()
+    running.scorer.entered.clear()
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\nQUIT\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert running.scorer.entered.wait(30)
+        running.scorer.gate.set()
+        assert client.reply() == b"250 2.0.0 Ok: queued as NEXT1"
+        assert client.reply().startswith(b"221 ")
+        assert client.closed()
+    assert [message.data.endswith(MAIL) for message in hop.messages] == [True]
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["close", "half-close"])
 def test_row_16_a_client_that_leaves_during_the_hand_over_leaves_a_whole_message(running_daemon, half):
     hop = FakeNextHop(dot=HANG)

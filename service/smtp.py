@@ -33,6 +33,21 @@ _HANDSHAKE_S = 10.0  # for a PROXY header or TLS
 Verb = Callable[[bytes, bytes], Coroutine[Any, Any, None]]
 
 
+class Untimed:
+    """While it is entered, no deadline of the connection passes."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.stop_clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.touch()
+
+
 class Connection(SMTP, ABC):
     """One client, up to the command line; what the verbs do is the session's."""
 
@@ -93,7 +108,7 @@ class Connection(SMTP, ABC):
 
     def data_received(self, data: bytes) -> None:
         if self._data_due is not None:
-            self._touch()
+            self.touch()
         super().data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -108,7 +123,7 @@ class Connection(SMTP, ABC):
     def _reset_timeout(self, duration: float | None = None) -> None:
         """aiosmtpd's timer is not used."""
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
         """The client has done something, or may do something now."""
         due = self._loop_time() + self.listener.limits.idle_s
         if self._data_due is not None:
@@ -116,6 +131,9 @@ class Connection(SMTP, ABC):
         elif self._session_due < due:
             due = self._session_due
         self._deadline.set(due)
+
+    def stop_clock(self) -> None:
+        self._deadline.clear()
 
     def _timed_out(self) -> None:
         transport = self._writer.transport
@@ -125,20 +143,15 @@ class Connection(SMTP, ABC):
             self._writer.write(TIMED_OUT + b"\r\n")
             transport.close()
 
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
+    def untimed(self) -> Untimed:
         """The client is not to blame for the time that we take; each of our steps has its own limit."""
-        self._deadline.clear()
-        try:
-            yield
-        finally:
-            self._touch()
+        return Untimed(self)
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
         """While content comes in, each byte counts as a sign of life, but all of it has to come in time."""
         self._data_due = self._loop_time() + self.listener.limits.data_s
-        self._touch()
+        self.touch()
         try:
             yield
         finally:
@@ -164,7 +177,7 @@ class Connection(SMTP, ABC):
     async def _handle_client(self) -> None:
         orderly = False
         try:
-            self._touch()
+            self.touch()
             address = self._writer.get_extra_info("peername")
             self.peer = str(address[0]) if isinstance(address, tuple) else ""
             self._may_rename = self.listener.may_rename(self.peer)
@@ -227,7 +240,7 @@ class Connection(SMTP, ABC):
         self.session.ssl = secured.get_extra_info("ssl_object")
         self.encrypted = True
         self.greet_anew()
-        self._touch()
+        self.touch()
 
     async def _command(self) -> bytes | None:
         """The next line without its end; None if it was overlong. Such a line is drained, whatever its length."""
@@ -239,7 +252,7 @@ class Connection(SMTP, ABC):
                 await self._reader.readexactly(error.consumed)
                 overlong = True
             else:
-                self._touch()
+                self.touch()
                 if not line.endswith(b"\r\n") and self.listener.reject_stray:
                     return b"\n"  # a control byte, so it is refused
                 line = line[:-2] if line.endswith(b"\r\n") else line[:-1]

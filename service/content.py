@@ -218,13 +218,13 @@ def normalised(data: bytes) -> tuple[bytes, bool]:
 
 
 def wire(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The content as DATA wants it: CRLF lines, dots stuffed, the final dot at the end and nowhere else.
+    """The pieces of a Content as DATA wants them: dots stuffed, the final dot at the end and nowhere else.
 
-    No piece may end between CR and LF. The final dot comes with the last piece.
+    Their line ends are CRLF throughout, and none of them ends between CR and LF: read() has seen to that. The final
+    dot comes with the last piece.
     """
     at_line_start, held = True, b""
     for piece in pieces:
-        piece, _ = normalised(piece)
         if not piece:
             continue
         if held:

@@ -154,16 +154,17 @@ class Handover:
                 await self._try(share, record, self._one(share, content, record, staged))
                 if self._one_reply and not share.taken:
                     break  # All will hear the same, and come again.
+            gone = any(share.taken for share in record.shares if not share.held)
             if self._one_reply:
-                worst = _worst([reply for share in record.shares for reply in share.replies])
-                if worst[:1] != b"2" and any(share.taken for share in record.shares if not share.held):
-                    record.more["partly_delivered"] = True  # The sender's next attempt will double those.
-                record.answer(worst)
+                record.answer(_worst([reply for share in record.shares for reply in share.replies]))
             for share, one in staged:
                 if share.taken:
                     await self._try(share, record, asyncio.to_thread(one.commit))
-                    if self._one_reply and not share.taken:
-                        record.answer(share.replies[0])
+            if self._one_reply:
+                worst = _worst([reply for share in record.shares for reply in share.replies])
+                record.answer(worst)
+                if gone and worst[:1] != b"2":
+                    record.more["partly_delivered"] = True  # The sender's next attempt will double it for some.
         finally:
             for _, one in staged:
                 await asyncio.to_thread(one.discard)

@@ -123,7 +123,7 @@ class ListenTable(Table):
         (), description="networks that may connect; required when host is not loopback"
     )
     proxy_from: tuple[Network, ...] = Field(
-        (), description="load balancers, which must begin with a PROXY protocol header (v1 or v2)"
+        (), description="load balancers: must begin with a PROXY header (v1, v2), and allow_from is for those behind"
     )
     xclient_from: tuple[Network, ...] = Field((), description="networks that may name another client by XCLIENT")
     tls: Literal["off", "may", "require"] = Field("off", description="STARTTLS: not offered, offered, or demanded")

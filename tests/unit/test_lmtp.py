@@ -191,6 +191,23 @@ def test_in_smtp_a_failure_for_some_is_the_answer_for_all_and_the_log_says_who_h
     assert [line.get("partly_delivered") for line in running.log if line["event"] == "message"] == [True, True]
 
 
+def test_in_smtp_a_place_in_the_quarantine_that_is_lost_at_the_last_moment_is_a_failure(
+    running_daemon, tmp_path, monkeypatch
+):
+    def broken(_self):
+        raise OSError(5, "Input/output error")
+
+    hop = FakeNextHop()
+    running = running_daemon(hop, listen=SMTP, policy=OWN)
+    monkeypatch.setattr("service.quarantine.Staged.commit", broken)
+    with running.client() as client:
+        accepted(client, b"tagged@x", b"held@x")
+        assert client.ask(SPAM + b".").startswith(b"451 4.3.0")
+    assert (len(hop.messages), held(tmp_path)) == (1, [])
+    lines = [line for line in running.log if line["event"] == "message"]
+    assert [line["partly_delivered"] for line in lines] == [True, True]
+
+
 @pytest.mark.parametrize("protocol", [LMTP, SMTP], ids=["lmtp", "smtp"])
 def test_a_quarantine_that_cannot_be_written_is_temporary(running_daemon, tmp_path, protocol, monkeypatch):
     hop = FakeNextHop()

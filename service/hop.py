@@ -27,6 +27,12 @@ _LINES = 500
 _BUFFER = 65_536
 
 
+def read_less(transport: asyncio.BaseTransport) -> None:
+    """Read 64 KiB at a time. asyncio asks for 256, which malloc gets from the kernel and gives back at each read."""
+    if hasattr(transport, "max_size"):
+        transport.max_size = _BUFFER
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     code: int
@@ -68,6 +74,7 @@ class Hop(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        read_less(transport)
         self._ends = (transport.get_extra_info("sockname"), transport.get_extra_info("peername"))
         if self._ends[0]:  # a Unix socket has none
             self._open_ends.add(self._ends)

@@ -19,6 +19,7 @@ from aiosmtpd.smtp import SMTP
 from . import envelope
 from .deadline import Deadline
 from .delivery import OUR_FAULT
+from .hop import read_less
 
 if TYPE_CHECKING:
     from .listener import Listener
@@ -98,6 +99,7 @@ class Connection(SMTP, ABC):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        read_less(transport)
         self.listener.connections.add(self)
         self.task().add_done_callback(self._gone)
 

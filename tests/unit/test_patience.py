@@ -1,0 +1,472 @@
+"""Limits and deadlines: how much, how many and how long, whatever the client does or leaves undone."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.conftest import Client
+from tests.fakes import EHLO, END_OF_DATA, HANG, FakeNextHop
+
+MAIL = b"Subject: hi\r\n\r\nmeeting\r\n"
+TIMED_OUT = b"421 4.4.2 Timeout, closing connection"
+
+
+# Row 12: giant things
+
+
+def test_row_12_size_is_enforced_at_mail_and_after_draining(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, limits={"message_bytes": 65_536}).client() as client:
+        assert b"250-SIZE 65536\r\n" in client.greet()
+        assert client.ask(b"MAIL FROM:<a@b> size=65537") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=99999999999999999999") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=65536").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x" * 10_000_000 + b"\r\n.") == b"552 5.3.4 Message is too big"
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        assert client.ask(b"RCPT TO:<a@b>").startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x" * 65_534 + b"\r\n.").startswith(b"250")
+    assert len(hop.messages) == 1
+    assert hop.lines.count(b"DATA") == 1
+
+
+def test_the_smaller_size_of_both_is_offered(running_daemon):
+    hop = FakeNextHop(EHLO=EHLO.replace(b"SIZE 20000000", b"SIZE 1000"))
+    with running_daemon(hop).client() as client:
+        assert b"250-SIZE 1000\r\n" in client.greet()
+        assert client.ask(b"MAIL FROM:<a@b> SIZE=1001").startswith(b"552 5.3.4")
+
+
+def test_row_12_recipients_are_limited(running_daemon):
+    hop = FakeNextHop()
+    with running_daemon(hop, limits={"recipients": 2}).client() as client:
+        client.greet()
+        client.ask(b"MAIL FROM:<a@b>")
+        replies = [client.ask(b"RCPT TO:<r%d@b>" % number)[:9] for number in range(3)]
+        assert replies == [b"250 2.1.5", b"250 2.1.5", b"452 4.5.3"]
+        assert client.ask(b"DATA").startswith(b"354")
+        assert client.ask(b"x\r\n.").startswith(b"250")
+    assert len(hop.messages[0].rcpt) == 2
+
+
+def test_row_12_command_lines_of_a_megabyte_are_refused_and_the_session_goes_on(running_daemon):
+    with running_daemon().client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<" + b"a" * 5000 + b"@b>") == b"500 5.5.2 Line too long"
+        assert client.ask(b"NOOP " + b"a" * 1_000_000) == b"500 5.5.2 Line too long"
+        assert client.ask(b"NOOP").startswith(b"250")
+
+
+def flood(client: Client, data: bytes) -> list[bytes]:
+    """Send all of it, whether or not it is read, and return what is answered until the connection ends.
+
+    A client that is thrown out while it sends may miss the last of it: what it sent then is answered by a reset.
+    """
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            client.send(data)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    replies = []
+    try:
+        while reply := client.reply():
+            replies.append(reply)
+    except ConnectionError:
+        pass
+    sender.join(30)
+    assert not sender.is_alive()
+    return replies
+
+
+@pytest.mark.parametrize("relayed", [False, True], ids=["maildir", "next-hop"])
+def test_row_12_a_hundred_thousand_recipients(running_daemon, relayed):
+    running = running_daemon(FakeNextHop() if relayed else None)
+    with running.client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        replies = []
+        for _ in range(4):
+            client.send(b"".join(b"RCPT TO:<r%d@b>\r\n" % number for number in range(500)))
+            replies += [client.reply()[:9] for _ in range(500)]
+        # So many in excess are forgiven, as Postfix does.
+        assert replies == [b"250 2.1.5"] * 1000 + [b"452 4.5.3"] * 1000
+        assert client.ask(b"RCPT TO:<a@b>") == b"421 4.5.3 Too many recipients"
+        assert client.closed()
+    with running.client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        assert len(flood(client, b"RCPT TO:<a@b>\r\n" * 100_000)) <= 2001
+    running.check_alive()
+
+
+def test_row_12_a_sender_with_more_recipients_than_we_take_gets_all_of_them_delivered(running_daemon):
+    hop = FakeNextHop()
+    left = [b"<r%d@b>" % number for number in range(25)]
+    with running_daemon(hop, limits={"recipients": 10}).client() as client:
+        client.greet()
+        while left:
+            assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+            left = [path for path in left if client.ask(b"RCPT TO:" + path).startswith(b"452")]
+            assert client.ask(b"DATA").startswith(b"354")
+            assert client.ask(MAIL + b".").startswith(b"250")
+    assert [len(message.rcpt) for message in hop.messages] == [10, 10, 5]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_row_12_overlong_lines_in_a_row_are_one_error_each(running_daemon, lines):
+    running = running_daemon(limits={"errors": 2})
+    with running.client() as client:
+        client.greet()
+        replies = flood(client, (b"x" * 1_000_000 + b"\r\n") * lines + b"QUIT\r\n")
+    assert [reply[:3] for reply in replies] == [b"500"] * min(lines, 2) + [b"421" if lines == 3 else b"221"]
+    running.check_alive()
+
+
+# Row 13: patience
+
+
+def test_row_13_silence_ends_in_421_at_each_step(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, limits={"idle_s": 0.05})
+    for lines in (
+        [],
+        [b"EHLO x"],
+        [b"EHLO x", b"MAIL FROM:<a@b>"],
+        [b"EHLO x", b"MAIL FROM:<a@b>", b"RCPT TO:<a@b>", b"DATA"],
+    ):
+        with running.client() as client:
+            for line in [b"", *lines]:
+                client.send(line + b"\r\n" if line else b"")
+                client.reply()
+            assert client.reply() == b"421 4.4.2 Timeout, closing connection"
+            assert client.closed()
+    assert hop.messages == []
+
+
+def test_row_13_a_client_that_never_reads_is_cut_off(running_daemon):
+    running = running_daemon(limits={"idle_s": 0.2})
+    with running.client() as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.greet()
+        with pytest.raises(OSError):
+            while True:
+                client.send(b"MAIL FROM:<a@b>\r\nRSET\r\n" * 4000)
+
+
+def test_scoring_and_relaying_do_not_count_as_the_clients_silence(running_daemon):
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop, limits={"idle_s": 0.1})
+    running.scorer.gate.clear()
+    running.scorer.entered.clear()
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\n")
+        assert running.scorer.entered.wait(30)
+        threading.Event().wait(0.3)  # three times the idle time
+        running.scorer.gate.set()
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        threading.Event().wait(0.3)
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        assert client.reply() == b"250 2.0.0 Ok: late"
+
+
+def drip(client: Client, data: bytes, pause: float = 0.04) -> None:
+    """Byte by byte, until all is sent or the other side has had enough."""
+    try:
+        for byte in data:
+            client.send(bytes([byte]))
+            time.sleep(pause)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("before", [[], [b"EHLO x"], [b"EHLO x", b"MAIL FROM:<a@b>"]], ids=len)
+def test_row_13_a_command_that_comes_byte_by_byte_has_the_time_of_a_silence(running_daemon, before):
+    running = running_daemon(limits={"idle_s": 0.5})
+    with running.client() as client:
+        assert client.reply().startswith(b"220")
+        for line in before:
+            assert client.ask(line).startswith(b"250")
+        drip(client, b"NOOP " + b"x" * 20)
+        assert client.reply() == TIMED_OUT
+        assert client.closed()
+    running.wait_until_empty()
+
+
+def test_row_13_content_that_comes_byte_by_byte_has_the_time_of_a_message(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, limits={"data_s": 0.5})
+    with running.client() as client:
+        client.begin()
+        drip(client, b"Subject: slow" * 3)
+        assert client.reply() == TIMED_OUT
+        assert client.closed()
+    running.wait_until_empty()
+    assert (hop.messages, hop.torn) == ([], [])
+
+
+def test_row_13_each_byte_of_content_is_a_sign_of_life(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, limits={"idle_s": 1})
+    with running.client() as client:
+        client.begin()
+        drip(client, MAIL + b".\r\n", 0.05)  # twice the idle time and more
+        assert client.reply().startswith(b"250")
+    assert len(hop.messages) == 1
+
+
+def test_row_13_the_time_of_a_message_ends_a_large_one_too_big_as_well(running_daemon):
+    """Draining what is over the limit is patience, too, and has the same end."""
+    running = running_daemon(limits={"data_s": 0.5, "message_bytes": 65_536})
+    with running.client() as client:
+        client.begin()
+        client.send(b"x" * 200_000)
+        drip(client, b"x" * 40)
+        assert client.reply() == TIMED_OUT
+        assert client.closed()
+    running.wait_until_empty()
+
+
+def test_row_13_a_client_that_chats_has_the_time_of_a_session(running_daemon):
+    running = running_daemon(limits={"session_s": 1})
+    with running.client() as client:
+        client.greet()
+        replies = [b"250"]
+        while replies[-1].startswith(b"250"):
+            time.sleep(0.05)
+            try:
+                client.send(b"NOOP\r\n")
+            except ConnectionError:
+                break
+            replies.append(client.reply())
+        assert replies[-1] == TIMED_OUT and 1 < len(replies) < 30
+    running.wait_until_empty()
+
+
+@pytest.mark.parametrize("slow", ["content", "scoring", "next-hop"])
+def test_row_13_the_time_of_a_session_never_ends_a_message_under_way(running_daemon, slow):
+    hop = FakeNextHop(dot=HANG if slow == "next-hop" else b"250 2.0.0 Ok: late")
+    running = running_daemon(hop, limits={"session_s": 1})
+    with running.client() as client:
+        client.begin()
+        if slow == "scoring":
+            running.scorer.gate.clear()
+        if slow == "content":
+            drip(client, MAIL, 0.06)
+        client.send(MAIL + b".\r\n")
+        if slow == "next-hop":
+            assert hop.step_reached[END_OF_DATA].wait(30)
+        if slow != "content":
+            time.sleep(1.5)
+        running.scorer.gate.set()
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        assert client.reply() == b"250 2.0.0 Ok: late"
+        assert client.reply() == TIMED_OUT, "and then it has been long enough"
+        assert client.closed()
+    running.wait_until_empty()
+    assert len(hop.messages) == 1
+
+
+@pytest.mark.parametrize("step", ["greeting", "EHLO", "MAIL", "RCPT", "DATA"])
+def test_row_13_the_time_that_the_next_hop_takes_is_not_the_clients(running_daemon, step):
+    hop = FakeNextHop(**{step: [HANG, FakeNextHop().script[step]]})
+    running = running_daemon(hop, limits={"idle_s": 0.2}, next_hop={"idle_connections": 0})
+    with running.client() as client:
+        assert client.reply().startswith(b"220")
+        lines = [b"EHLO x", b"MAIL FROM:<a@b>", b"RCPT TO:<a@b>", b"DATA", MAIL + b"."]
+        asked = {"greeting": 0, "EHLO": 0, "MAIL": 1, "RCPT": 2, "DATA": 4}[step]
+        for line in lines[:asked]:
+            assert client.ask(line)[:3] in (b"250", b"354")
+        client.send(lines[asked] + b"\r\n")
+        assert hop.step_reached[step].wait(30)
+        time.sleep(0.6)
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        assert not client.reply().startswith(b"421"), "three times the idle time has passed, but not by its fault"
+
+
+def narrow(running) -> Client:
+    """A client that takes a few KB before the daemon has to wait for it to read."""
+    client = running.client()
+    client.greet()
+    (connection,) = running.daemon.listener.connections
+    connection._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return client
+
+
+LONG = b"\r\n".join([b"450-" + b"x" * 1900] * 400 + [b"450 x"])
+
+
+def test_row_13_a_client_that_does_not_read_a_long_reply_is_cut_off(running_daemon):
+    hop = FakeNextHop(MAIL=LONG)
+    running = running_daemon(hop, limits={"idle_s": 0.5})
+    with narrow(running) as client:
+        client.send(b"MAIL FROM:<a@b>\r\n" * 50)
+        running.wait_until_empty()
+    assert hop.lines.count(b"MAIL FROM:<a@b>") == 1, "nobody is asked again before the reply is taken"
+    hop.script["MAIL"] = b"250 ok"
+    running.check_alive()
+
+
+def test_row_13_a_client_that_does_not_read_our_last_words_gives_its_place_back(running_daemon):
+    """close() alone would wait for it as long as it likes, behind the back of `limits.connections`."""
+    hop = FakeNextHop(MAIL=[LONG, b"250 ok"])
+    running = running_daemon(hop, limits={"connections": 1, "idle_s": 0.5})
+    with narrow(running) as client:
+        (connection,) = running.daemon.listener.connections
+        transport = connection._writer.transport
+        transport.set_write_buffer_limits(high=10**6)  # so that QUIT is read before all has been taken
+        client.send(b"MAIL FROM:<a@b>\r\nQUIT\r\n")
+        while not connection.task().done():
+            time.sleep(0.01)
+        assert transport.get_write_buffer_size() > 100_000
+        with running.client() as second:
+            assert second.reply().startswith(b"421 4.3.2"), "the socket is open, so the place is taken"
+        running.wait_until_empty()
+        assert transport.get_write_buffer_size() == 0
+    running.check_alive()
+
+
+def test_row_13_our_last_words_reach_a_client_that_reads_slowly(running_daemon):
+    hop = FakeNextHop(MAIL=LONG)
+    running = running_daemon(hop)
+    with narrow(running) as client:
+        (connection,) = running.daemon.listener.connections
+        connection._writer.transport.set_write_buffer_limits(high=10**6)
+        client.send(b"MAIL FROM:<a@b>\r\nQUIT\r\n")
+        while not connection.task().done():
+            time.sleep(0.01)
+        assert client.reply() == LONG
+        assert client.reply() == b"221 2.0.0 Bye"
+        assert client.closed()
+    running.wait_until_empty()
+
+
+def test_row_13_a_network_error_is_a_client_that_left(running_daemon):
+    """No route, timed out: such an OSError is no ConnectionError. It must not be taken for a fault of ours."""
+    hop = FakeNextHop(dot=HANG)
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\n")
+        assert hop.step_reached[END_OF_DATA].wait(30)
+        (connection,) = running.daemon.listener.connections
+        running.loop.loop.call_soon_threadsafe(
+            connection._writer.transport._force_close, OSError(113, "No route to host")
+        )
+        while connection.transport is not None:
+            time.sleep(0.01)
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        running.wait_until_empty()
+    assert [line["event"] for line in running.log if line["level"] == "error"] == []
+    assert len(hop.messages) == 1
+    running.check_alive()
+
+
+# Row 14: floods
+
+
+def test_row_14_too_many_errors_or_idle_commands_end_the_session(running_daemon):
+    running = running_daemon()
+    with running.client() as client:
+        client.greet()
+        client.send(b"BOGUS\r\n" * 30)
+        replies = [client.reply() for _ in range(21)]
+        assert replies[19].startswith(b"500") and replies[20] == b"421 4.7.0 Too many errors"
+        assert client.closed()
+    with running.client() as client:
+        client.greet()
+        client.send(b"NOOP\r\nRSET\r\n" * 60)
+        replies = [client.reply() for _ in range(100)]
+        assert replies[98].startswith(b"250") and replies[99] == b"421 4.7.0 Too many commands"
+        assert client.closed()
+
+
+@pytest.mark.parametrize(
+    ("line", "taken", "last"),
+    [
+        (b"NOOP", 99, b"421 4.7.0 Too many commands"),
+        (b"RSET", 99, b"421 4.7.0 Too many commands"),
+        (b"VRFY x", 99, b"421 4.7.0 Too many commands"),
+        (b"EHLO x", 99, b"421 4.7.0 Too many commands"),
+        (b"HELO x", 99, b"421 4.7.0 Too many commands"),
+        (b"BOGUS", 20, b"421 4.7.0 Too many errors"),
+        (b"", 20, b"421 4.7.0 Too many errors"),
+        (b"MAIL FROM:<a@b>", 21, b"421 4.7.0 Too many errors"),
+        (b"RCPT TO:<a@b>", 20, b"421 4.7.0 Too many errors"),
+        (b"DATA", 20, b"421 4.7.0 Too many errors"),
+        (b"MAIL FROM:<a@b>\r\nRSET", 199, b"421 4.7.0 Too many commands"),
+        (b"\0", 20, b"421 4.7.0 Too many errors"),
+        (b"BDAT 1", 0, b"502 5.5.1 BDAT is not offered"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2", 0, b"550 5.7.1 Not from here"),
+        (b"XCLIENT ADDR=192.0.2.1", 20, b"421 4.7.0 Too many errors"),
+    ],
+    ids=lambda value: value.split(b" ")[0].decode("latin-1") if isinstance(value, bytes) else "",
+)
+@pytest.mark.parametrize("relayed", [False, True], ids=["maildir", "next-hop"])
+def test_row_14_a_megabyte_of_one_command(running_daemon, relayed, line, taken, last):
+    running = running_daemon(FakeNextHop() if relayed else None)
+    with running.client() as client:
+        client.greet()
+        replies = flood(client, (line + b"\r\n") * 250)
+        assert replies[-1] == last
+        assert len(replies) == taken + 1
+    with running.client() as client:
+        client.greet()
+        assert len(flood(client, (line + b"\r\n") * (1_000_000 // (len(line) + 2)))) <= taken + 1
+    running.check_alive()
+
+
+def test_row_14_who_sends_mail_may_go_on_for_ever(running_daemon):
+    """What is counted is counted from one message to the next."""
+    hop = FakeNextHop()
+    with running_daemon(hop).client() as client:
+        client.greet()
+        for _ in range(40):
+            client.send(b"NOOP\r\nRSET\r\nVRFY x\r\nEHLO x\r\n")
+            assert [client.reply()[:2] for _ in range(4)] == [b"25"] * 4
+            client.send(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+            assert [client.reply()[:3] for _ in range(3)] == [b"250", b"250", b"354"]
+            assert client.ask(MAIL + b".").startswith(b"250")
+    assert len(hop.messages) == 40
+
+
+def test_row_14_an_early_talker_is_answered_in_order(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.send(b"EHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n" + MAIL + b".\r\nQUIT\r\n")
+        assert [client.reply()[:3] for _ in range(7)] == [b"220", b"250", b"250", b"250", b"354", b"250", b"221"]
+        assert client.closed()
+    assert len(hop.messages) == 1
+    running.check_alive()
+
+
+def test_row_14_an_early_talker_who_may_not_come_in_is_not_obeyed(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop, listen={"port": 0, "allow_from": ["192.0.2.1"]})
+    with running.client() as client:
+        client.send(b"EHLO x\r\nMAIL FROM:<a@b>\r\n")
+        assert client.reply().startswith(b"554 5.7.1")
+        assert client.closed()
+    running.wait_until_empty()
+    assert hop.lines == []
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+def test_row_14_connect_and_close(running_daemon, reset):
+    running = running_daemon(limits={"connections": 50, "connections_per_peer": 40})
+    for _ in range(300):
+        with socket.create_connection(running.daemon.address) as client:
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    running.wait_until_empty()
+    running.check_alive()

@@ -371,6 +371,32 @@ def test_row_13_a_network_error_is_a_client_that_left(running_daemon):
     running.check_alive()
 
 
+@pytest.mark.xfail(strict=True, reason="Relay.open keeps the connections for which the pool has no room")
+def test_row_13_clients_that_only_greet_hold_no_connections_to_the_next_hop(running_daemon):
+    """Many at once, so that none finds the connection of another in the pool."""
+
+    class Late(FakeNextHop):
+        async def _session(self, reader, writer):
+            await self.release.wait()
+            await super()._session(reader, writer)
+
+    hop = Late()
+    running = running_daemon(hop, next_hop={"idle_connections": 2})
+    clients = [running.client() for _ in range(5)]
+    try:
+        for client in clients:
+            client.send(b"EHLO x\r\n")
+        while hop.connections < 5:
+            time.sleep(0.01)
+        running.loop.loop.call_soon_threadsafe(hop.release.set)
+        for client in clients:
+            assert client.reply().startswith(b"220") and client.reply().startswith(b"250")
+        assert len(running.daemon.next_hop.ends) <= 2
+    finally:
+        for client in clients:
+            client.close()
+
+
 # Row 14: floods
 
 

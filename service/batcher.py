@@ -1,14 +1,12 @@
-"""Groups messages into batches for the encoder: bounded queue, token budget, one worker thread, a deadline each."""
+"""Groups messages into batches for the encoder: bounded queue, token budget, one scoring thread, a deadline each."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from spamguard.config import BatchTable
@@ -16,10 +14,16 @@ from spamguard.errors import ScoringError
 from spamguard.headers import printable
 from spamguard.verdict import Verdict
 
+from .worker import Workers
+
 WARM_UP = b"From: warm-up@localhost\r\nSubject: warm-up\r\n\r\nOne message, so that the first one is quick.\r\n"
+
+_log = logging.getLogger(__name__)
 
 
 class Prepared(Protocol):
+    """What becomes of a message for the encoder. It must not keep the message: as many as `batch.queue` may wait."""
+
     @property
     def tokens(self) -> int: ...
 
@@ -35,44 +39,60 @@ class Scorer(Protocol[P]):
     def score(self, batch: Sequence[P]) -> list[Verdict]: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Item:
-    """A message that waits. It keeps the scorer that prepared it: another encoder's or head's input differs."""
+    """A message that waits. It keeps the scorer that prepares it: another encoder's or head's input differs."""
 
     scorer: Scorer[Any]
-    prepared: Any
-    arrived: float
+    raw: bytes
+    rest: Callable[[], bytes] | None
     answer: asyncio.Future[Verdict]
+    prepared: Any = None
+    tokens: int = 0
+    ready: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    items: list[_Item]
+    answers: list[Verdict | ScoringError] = field(default_factory=list)
 
 
 class Batcher:
-    """`scorer` may be replaced at any time; what is prepared from then on is judged by the new one."""
+    """`scorer` may be replaced at any time; what comes from then on is judged by the new one."""
 
     def __init__(self, scorer: Scorer[Any], table: BatchTable) -> None:
         self.scorer = scorer
         self.table = table
         self.open = 0
         self._longest = 0
-        self._waiting: deque[_Item] = deque()
-        self._arrived = asyncio.Event()
-        self._full = asyncio.Event()
+        self._waiting: dict[_Item, None] = {}
+        self._patience: asyncio.TimerHandle | None = None
+        self._scoring = False
+        self._hanging = False
+        self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._preparers = ThreadPoolExecutor(2, "prepare")
-        self._worker = ThreadPoolExecutor(1, "score")
-        self._collector: asyncio.Task[None] | None = None
-        self._stopped = False
+        self._preparers: Workers[_Item] = Workers("prepare", 2, _prepare, self._prepared)
+        self._worker: Workers[_Batch] = Workers("score", 1, _judge, self._judged)
+        self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
-        self._collector = asyncio.create_task(self._collect(), name="batcher")
+        self._loop = asyncio.get_running_loop()
+        self._preparers.start()
+        self._worker.start()
 
     async def warm_up(self, scorer: Scorer[Any]) -> None:
-        """Score one message in the worker thread. Raises ScoringError if the scorer does not work."""
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._preparers, scorer.prepare, WARM_UP)
-        answer = (await loop.run_in_executor(self._worker, _judge, scorer, [prepared]))[0]
-        if isinstance(answer, ScoringError):
-            raise answer
+        """Score one message by this scorer. Raises ScoringError if it does not work."""
+        item = _Item(scorer, WARM_UP, None, self._loop.create_future())
+        self._preparers.put(item)
+        try:
+            async with asyncio.timeout(self.table.hang_s):
+                await item.answer
+        except TimeoutError as error:
+            raise ScoringError("fault: the scorer hangs") from error
+        finally:
+            self._forget(item)
 
     async def score(self, raw: bytes, rest: Callable[[], bytes] | None = None) -> Verdict:
         """Judge `raw` and what `rest` reads to follow it, in a preparing thread.
@@ -83,112 +103,148 @@ class Batcher:
             raise ScoringError("stopping")
         if self.open >= self.table.queue:
             raise ScoringError(f"overload: {self.open} messages are waiting")
+        if self._hangs():
+            raise ScoringError("fault: the scorer hangs")
+        item = _Item(self.scorer, raw, rest, self._loop.create_future())
+        why = f"deadline: no verdict within {self.table.deadline_s:g} s"
+        late = self._loop.call_later(self.table.deadline_s, _fail, item, why)
         self.open += 1
         self._idle.clear()
+        self._preparers.put(item)
         try:
-            async with asyncio.timeout(self.table.deadline_s):
-                return await self._score(raw, rest)
-        except TimeoutError as error:
-            raise ScoringError(f"deadline: no verdict within {self.table.deadline_s:g} s") from error
+            return await item.answer
         finally:
+            late.cancel()
+            self._forget(item)
             self.open -= 1
             if not self.open:
                 self._idle.set()
 
-    async def _score(self, raw: bytes, rest: Callable[[], bytes] | None) -> Verdict:
-        loop = asyncio.get_running_loop()
-        scorer = self.scorer
-        try:
-            prepared = await loop.run_in_executor(self._preparers, _prepare, scorer, raw, rest)
-        except Exception as error:
-            raise _as_scoring_error(error) from error
-        item = _Item(scorer, prepared, loop.time(), loop.create_future())
-        self._waiting.append(item)
-        self._arrived.set()
-        self._longest = max(self._longest, prepared.tokens)
-        if self._longest * len(self._waiting) >= self.table.max_tokens:
-            self._full.set()
-        return await item.answer
-
     async def stop(self) -> None:
-        """Answer what is waiting, then end the threads."""
+        """Answer what is waiting, by a deadline at the latest, then end the threads."""
         self._stopped = True
         await self._idle.wait()
-        if self._collector is not None:
-            self._collector.cancel()
-            await asyncio.wait([self._collector])
-        self._preparers.shutdown(wait=False)
-        self._worker.shutdown(wait=False)
+        if self._patience is not None:
+            self._patience.cancel()
+        self._preparers.stop()
+        self._worker.stop()
 
-    async def _collect(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            await self._patience(loop)
-            batch = self._take()
-            if not self._waiting:
-                self._longest = 0
-                self._arrived.clear()
-            self._full.clear()
-            if not batch:
-                continue
-            answers = await loop.run_in_executor(
-                self._worker, _judge, batch[0].scorer, [item.prepared for item in batch]
-            )
-            for item, answer in zip(batch, answers, strict=True):
-                if item.answer.done():
-                    continue
-                if isinstance(answer, ScoringError):
-                    item.answer.set_exception(answer)
-                else:
-                    item.answer.set_result(answer)
+    def _forget(self, item: _Item) -> None:
+        """While a thread hangs, what is over must not pile up in the queues."""
+        self._waiting.pop(item, None)
+        item.raw, item.rest, item.prepared = b"", None, None
 
-    async def _patience(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for company. What arrived while the worker was busy has waited already."""
-        left = self._waiting[0].arrived + self.table.patience_ms / 1000 - loop.time()
-        if left > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._full.wait()
+    def _hangs(self) -> bool:
+        seconds = max(self._preparers.hung_for(), self._worker.hung_for())
+        hangs = seconds > self.table.hang_s
+        if hangs is not self._hanging:
+            self._hanging = hangs
+            if hangs:
+                _log.error("the scorer hangs: a call has not returned for %.0f s; nothing is scored", seconds)
+            else:
+                _log.warning("the scorer answers again")
+        return hangs
+
+    def _prepared(self, finished: list[tuple[_Item, BaseException | None]]) -> None:
+        now = self._loop.time()
+        for item, error in finished:
+            if error is not None:
+                _fail(item, str(_as_scoring_error(error)))
+            elif not item.answer.done():
+                item.ready = now
+                self._waiting[item] = None
+                self._longest = max(self._longest, item.tokens)
+        self._consider()
+
+    def _consider(self) -> None:
+        """Give the worker a batch, if it is free, and the batch is full or has waited long enough for company.
+
+        What came while the worker was busy has waited already.
+        """
+        if self._scoring or not self._waiting:
+            return
+        left = next(iter(self._waiting)).ready + self.table.patience_ms / 1000 - self._loop.time()
+        if left > 0 and self._longest * len(self._waiting) < self.table.max_tokens:
+            if self._patience is None:
+                self._patience = self._loop.call_later(left, self._out_of_patience)
+            return
+        if batch := self._take():
+            self._scoring = True
+            self._worker.put(_Batch(batch))
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        self._consider()
 
     def _take(self) -> list[_Item]:
         """The longest row of waiting items that fits the budget, in order of arrival, all of one scorer."""
         batch: list[_Item] = []
         longest = 0
-        while self._waiting:
-            item = self._waiting[0]
+        for item in self._waiting:
             if item.answer.done():
-                self._waiting.popleft()
                 continue
-            longest = max(longest, item.prepared.tokens)
+            longest = max(longest, item.tokens)
             if batch and (item.scorer is not batch[0].scorer or longest * (len(batch) + 1) > self.table.max_tokens):
                 break
-            batch.append(self._waiting.popleft())
+            batch.append(item)
+        for item in batch:
+            del self._waiting[item]
+        if not self._waiting:
+            self._longest = 0
         return batch
 
+    def _judged(self, finished: list[tuple[_Batch, BaseException | None]]) -> None:
+        for batch, error in finished:
+            self._scoring = False
+            answers = batch.answers if error is None else [_as_scoring_error(error)] * len(batch.items)
+            for item, answer in zip(batch.items, answers, strict=True):
+                if isinstance(answer, ScoringError):
+                    _fail(item, str(answer))
+                elif not item.answer.done():
+                    item.answer.set_result(answer)
+        self._consider()
 
-def _prepare(scorer: Scorer[Any], raw: bytes, rest: Callable[[], bytes] | None) -> Any:
-    return scorer.prepare(raw if rest is None else raw + rest())
+
+def _fail(item: _Item, why: str) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(ScoringError(why))
 
 
-def _judge(scorer: Scorer[Any], batch: list[Any]) -> list[Verdict | ScoringError]:
+def _prepare(item: _Item) -> None:
+    """In a preparing thread, one message after the other: so many large ones are in memory as there are threads."""
+    raw, rest = item.raw, item.rest
+    if item.answer.done():
+        return
+    prepared = item.scorer.prepare(raw if rest is None else raw + rest())
+    item.tokens = int(prepared.tokens)
+    item.prepared = prepared
+    item.raw, item.rest = b"", None
+
+
+def _judge(batch: _Batch) -> None:
+    batch.answers = _answers(batch.items[0].scorer, batch.items)
+
+
+def _answers(scorer: Scorer[Any], items: list[_Item]) -> list[Verdict | ScoringError]:
     """Score a batch; if that fails, each message alone, so that a poisonous one does not fail its company."""
     try:
-        verdicts = scorer.score(batch)
-        if len(verdicts) != len(batch):
-            raise ScoringError(f"{len(verdicts)} verdicts for {len(batch)} messages")
+        verdicts = scorer.score([item.prepared for item in items])
+        if len(verdicts) != len(items):
+            raise ScoringError(f"{len(verdicts)} verdicts for {len(items)} messages")
         return [_checked(verdict) for verdict in verdicts]
-    except Exception as error:
-        if len(batch) == 1:
+    except BaseException as error:
+        if len(items) == 1:
             return [_as_scoring_error(error)]
-        return [answer for one in batch for answer in _judge(scorer, [one])]
+        return [answer for item in items for answer in _answers(scorer, [item])]
 
 
 def _checked(verdict: Verdict) -> Verdict | ScoringError:
+    if not isinstance(verdict, Verdict):
+        return ScoringError(f"fault: a {type(verdict).__name__} in place of a verdict")
     p = verdict.probability
     return verdict if math.isfinite(p) and 0 <= p <= 1 else ScoringError(f"fault: the probability is {p}")
 
 
-def _as_scoring_error(error: Exception) -> ScoringError:
+def _as_scoring_error(error: BaseException) -> ScoringError:
     name = "" if isinstance(error, ScoringError) else f"{type(error).__name__}: "
     return ScoringError(f"fault: {name}{printable(str(error), 300)}")

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Lock
 
 END = b"\r\n.\r\n"
 _STRAY_CR = re.compile(rb"\r(?!\n)")
@@ -24,27 +25,38 @@ class TooBig(Exception):
 
 
 class Spool:
-    """A file without a name. It is read by position, so that several may read it, and closed with its last user."""
+    """A file without a name, read by position. Several threads may use it: one may come late and find it closed."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError."""
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            self._descriptor = os.dup(file.fileno())
+            self._descriptor: int | None = os.dup(file.fileno())
+        self._lock = Lock()
         self.size = 0
 
     def write(self, data: bytes) -> None:
         """Raises OSError."""
         rest = memoryview(data)
         while rest:
-            written = os.write(self._descriptor, rest)
+            with self._lock:
+                written = os.write(self._open(), rest)
             self.size += written
             rest = rest[written:]
 
     def read(self, start: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, start)
+        """Raises OSError."""
+        with self._lock:
+            return os.pread(self._open(), size, start)
 
-    def __del__(self) -> None:
-        if (descriptor := getattr(self, "_descriptor", None)) is not None:
+    def _open(self) -> int:
+        if self._descriptor is None:
+            raise OSError("the spool is closed")
+        return self._descriptor
+
+    def close(self) -> None:
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
             os.close(descriptor)
 
 
@@ -73,6 +85,11 @@ class Content:
     def rest(self) -> bytes:
         """What follows the beginning. Reads a file: for a thread."""
         return b"".join(self._chunks())
+
+    def close(self) -> None:
+        """Give the rest back to the disk."""
+        if self._spool is not None:
+            self._spool.close()
 
     def with_beginning(self, beginning: bytes) -> Content:
         return Content(beginning, self._spool, self.mended)
@@ -138,7 +155,7 @@ class _Incoming:
             # The rest is read and dropped, so that the client hears why.
             self._fault = fault
             self._held.clear()
-            self._spool = None
+            self.close()
 
     async def _keep(self, plain: bytes) -> None:
         if self._spool is None:
@@ -151,6 +168,11 @@ class _Incoming:
             plain = held[self._memory :]
             self._spool = await asyncio.to_thread(Spool, self._folder)
         await asyncio.to_thread(self._spool.write, plain)
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
 
     def content(self) -> Content:
         if self._fault is not None:
@@ -170,13 +192,17 @@ async def read(reader: asyncio.StreamReader, limit: int, memory: int, folder: Pa
     # The CRLF before a dot that comes first of all is the one of the DATA command, and has been read.
     reader._buffer[:0] = b"\r\n"  # type: ignore[attr-defined]
     incoming = _Incoming(limit, memory, folder)
-    while True:
-        try:
-            await incoming.add(await reader.readuntil(END), last=True)
-            return incoming.content()
-        except asyncio.LimitOverrunError as error:
-            chunk = await reader.readexactly(error.consumed)
-        await incoming.add(chunk, last=False)
+    try:
+        while True:
+            try:
+                await incoming.add(await reader.readuntil(END), last=True)
+                return incoming.content()
+            except asyncio.LimitOverrunError as error:
+                chunk = await reader.readexactly(error.consumed)
+            await incoming.add(chunk, last=False)
+    except BaseException:
+        incoming.close()
+        raise
 
 
 def normalised(data: bytes) -> tuple[bytes, bool]:

@@ -7,7 +7,6 @@ import logging
 import resource
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +113,7 @@ class Daemon:
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
-            self.pipeline = Pipeline(self.batcher, Policy(config.policy))
+            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count)
             ends = self.next_hop.ends if self.next_hop else set()
             listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
             self._raise_limit_of_files(config)
@@ -129,11 +128,7 @@ class Daemon:
     def _way_out(self, config: Config, hostname: str) -> Callable[[], Delivery]:
         """What makes the way out of each client session."""
         if config.next_hop.exists:
-            try:
-                tls = tls_context(config.next_hop)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"next_hop.tls_ca: {config.next_hop.tls_ca}: {error}") from error
-            self.next_hop = next_hop = NextHop(config.next_hop, hostname, tls)
+            self.next_hop = next_hop = NextHop(config.next_hop, hostname, tls_context(config.next_hop))
             return lambda: Relay(next_hop)
         maildir = Maildir(config.maildir_path, config.maildir.junk)
         self._create("maildir.path", maildir.create)

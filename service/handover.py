@@ -47,6 +47,14 @@ class _Share:
     def answer(self, reply: bytes) -> None:
         self.replies = [reply] * len(self.places)
 
+    @property
+    def held(self) -> bool:
+        return self.disposition is not None and self.disposition.fate is Fate.QUARANTINE
+
+    @property
+    def taken(self) -> bool:
+        return any(reply[:1] == b"2" for reply in self.replies)
+
 
 @dataclass(slots=True)
 class _Record:
@@ -121,7 +129,7 @@ class Handover:
             if self._reject_stray:
                 return record.answer(STRAY_LINE_ENDS)
         if not content.whole and headers.end(content.beginning) == len(content.beginning):
-            return record.answer(HEADER_TOO_BIG)
+            return record.answer(HEADER_TOO_BIG)  # A verdict forged further down could not be taken off.
         if headers.hops(content.beginning) > _HOPS:
             return record.answer(LOOP)
         began = time.monotonic()
@@ -142,18 +150,19 @@ class Handover:
         """What is held back is written first and put in its place last, so that a failure between leaves no trace."""
         staged: list[tuple[_Share, Staged]] = []
         try:
-            for share in record.shares:
-                assert share.disposition is not None
-                await self._try(share, record, self._one(share, share.disposition, content, record, staged))
+            for share in sorted(record.shares, key=lambda share: not share.held):
+                await self._try(share, record, self._one(share, content, record, staged))
+                if self._one_reply and not share.taken:
+                    break  # All will hear the same, and come again.
             if self._one_reply:
                 worst = _worst([reply for share in record.shares for reply in share.replies])
-                if worst[:1] != b"2" and any(reply[:1] == b"2" for share in record.shares for reply in share.replies):
+                if worst[:1] != b"2" and any(share.taken for share in record.shares if not share.held):
                     record.more["partly_delivered"] = True  # The sender's next attempt will double those.
                 record.answer(worst)
             for share, one in staged:
-                if share.replies[0][:1] == b"2":
+                if share.taken:
                     await self._try(share, record, asyncio.to_thread(one.commit))
-                    if self._one_reply and share.replies[0][:1] != b"2":
+                    if self._one_reply and not share.taken:
                         record.answer(share.replies[0])
         finally:
             for _, one in staged:
@@ -169,11 +178,12 @@ class Handover:
     async def _one(
         self,
         share: _Share,
-        disposition: Disposition,
         content: Content,
         record: _Record,
         staged: list[tuple[_Share, Staged]],
     ) -> None:
+        disposition = share.disposition
+        assert disposition is not None
         message = content.with_beginning(disposition.data)
         envelope = record.envelope.only(share.places) if len(record.shares) > 1 else record.envelope
         if disposition.fate is Fate.REJECT:

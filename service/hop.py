@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from spamguard.config import NextHopTable
-from spamguard.errors import DeliveryError
+from spamguard.errors import ConfigError, DeliveryError
 
 from .deadline import Deadline
 
@@ -48,6 +48,8 @@ class Hop(asyncio.Protocol):
     def __init__(self, table: NextHopTable, ends: set[object]) -> None:
         self.keywords: Mapping[bytes, bytes] = {}
         self.dead: DeliveryError | None = None
+        self.strain = 0
+        """Refusals and RSETs since it took a message; servers hang up on those who bring nothing else."""
         self._open_ends = ends
         self._ends: object = None
         self._loop = asyncio.get_running_loop()
@@ -96,6 +98,7 @@ class Hop(asyncio.Protocol):
             return
         self._lines = []
         reply = Reply(int(line[:3]), b"\r\n".join(lines))
+        self.strain += reply.code >= 400
         if self._owed:
             self._owed -= 1
             self._replies.append(reply)
@@ -179,7 +182,8 @@ class Hop(asyncio.Protocol):
         return self._replies.popleft()
 
     async def end_of_data(self) -> Reply:
-        return await self.reply("end of data", self._table.data_timeout_s)
+        """The reply to the final dot. If it does not come, nobody can know whether the message was taken."""
+        return await self.reply("no reply to the final dot, it may come twice", self._table.data_timeout_s)
 
     def _lost(self, to: str) -> DeliveryError:
         assert self.dead is not None
@@ -209,7 +213,7 @@ class Hop(asyncio.Protocol):
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
-        if self._buffer or self._replies or self._transport is None:
+        if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
         try:
             transport = await self._loop.start_tls(
@@ -283,10 +287,13 @@ async def _hello(hop: Hop, table: NextHopTable, hostname: bytes) -> Mapping[byte
 
 
 def tls_context(table: NextHopTable) -> ssl.SSLContext | None:
-    """The client side of STARTTLS as configured; None: plain. Raises OSError, ssl.SSLError."""
+    """The client side of STARTTLS as configured; None: plain. Raises ConfigError."""
     if table.tls == "off":
         return None
-    context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    try:
+        context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
+    except OSError as error:
+        raise ConfigError(f"next_hop.tls_ca: {table.tls_ca}: {error}") from error
     if table.tls != "verify":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -16,6 +16,7 @@ from spamguard.headers import printable
 from .envelope import Envelope
 
 _TEXT = 300
+_NUMBERS = (int, float, type(None))
 _RECIPIENTS = 10
 
 
@@ -39,7 +40,7 @@ class Journal:
                 renderer,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, table.level.upper())),
-        )
+        ).bind()  # once, not for each line
 
     @property
     def on_terminal(self) -> bool:
@@ -113,10 +114,12 @@ def _plain(_logger: Any, _method: str, fields: Any) -> Any:
 
 
 def _one_line(value: Any) -> Any:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return printable(value, _TEXT)
+    if isinstance(value, _NUMBERS):
+        return value
+    if isinstance(value, bytes):
+        return printable(value.decode("utf-8", "backslashreplace"), _TEXT)
     if isinstance(value, list):
         return [_one_line(item) for item in value]
-    return value if isinstance(value, int | float | bool) or value is None else printable(str(value), _TEXT)
+    return printable(str(value), _TEXT)

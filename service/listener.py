@@ -116,7 +116,7 @@ def server_tls(listen: ListenTable) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(str(listen.tls_certificate), str(listen.tls_key) if listen.tls_key else None)
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:
         raise ConfigError(f"listen.tls_certificate: {listen.tls_certificate}: {error}") from error
     return context
 

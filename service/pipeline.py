@@ -13,11 +13,12 @@ from .batcher import Batcher
 
 
 class Pipeline:
-    """`policy` may be replaced at any time."""
+    """`policy` may be replaced at any time. `count` is told of what is not scored: `unscored.deadline` and so on."""
 
-    def __init__(self, batcher: Batcher, policy: Policy) -> None:
+    def __init__(self, batcher: Batcher, policy: Policy, count: Callable[[str], None] | None = None) -> None:
         self.batcher = batcher
         self.policy = policy
+        self._count = count or (lambda name: None)
 
     async def handle(
         self,
@@ -37,5 +38,6 @@ class Pipeline:
         try:
             verdict = await self.batcher.score(clean, rest)
         except ScoringError as error:
+            self._count(f"unscored.{str(error).partition(':')[0]}")
             return self.policy.failed(raw, error, recipients)
         return self.policy.decide(raw, verdict, recipients, one_reply)

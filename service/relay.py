@@ -15,6 +15,8 @@ from .content import Content
 from .envelope import Envelope
 from .hop import LOST, UNEXPECTED, Gone, Hop, Reply, connect
 
+_STRAIN = 5  # Postfix slows down at 10 errors without a message in between (smtpd_soft_error_limit).
+
 
 class NextHop:
     """The connections to the next hop that are open and idle, newest last."""
@@ -51,7 +53,7 @@ class NextHop:
 
     def keep(self, hop: Hop) -> bool:
         """Take a connection that is between two transactions back; False if there is no room for it."""
-        if not hop.idle or len(self._idle) >= self._table.idle_connections:
+        if not hop.idle or hop.strain > _STRAIN or len(self._idle) >= self._table.idle_connections:
             return False
         loop = asyncio.get_running_loop()
         self._idle.append((hop, loop.time() + self._table.idle_s))
@@ -156,8 +158,10 @@ class Relay:
         hop, begun = self._hop, self._forward or self._mail
         self._forward, self._mail, self._rcpts = [], [], []
         try:
-            if hop is not None and begun and not (await hop.ask(b"RSET")).positive:
-                hop.abort()
+            if hop is not None and begun:
+                hop.strain += 1
+                if not (await hop.ask(b"RSET")).positive:
+                    hop.abort()
         finally:
             self._give_back()
 
@@ -206,6 +210,7 @@ class Relay:
                 if 300 <= reply.code < 400:
                     raise DeliveryError(f"unexpected reply to the content: {reply.raw[:200]!r}", UNEXPECTED)
                 replies.append(reply.raw)
+            hop.strain = 0
         except BaseException as error:
             hop.abort()
             if not isinstance(error, DeliveryError) or not replies:

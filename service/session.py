@@ -236,8 +236,11 @@ class Session(Connection):
             raise
         except OSError as error:
             return self._handover.refuse(self._open, storage_fault(error), f"spool: {error}")
-        with self.untimed():
-            return await self._handover.message(self._open, message)
+        try:
+            with self.untimed():
+                return await self._handover.message(self._open, message)
+        finally:
+            message.close()
 
     async def _rset(self, line: bytes, argument: bytes) -> None:
         await self.forget()

@@ -243,8 +243,13 @@ def serve(context: click.Context) -> None:
 @main.command("check-config")
 @click.pass_context
 def check_config(context: click.Context) -> None:
-    """Check the configuration, load the encoder and the head it names, and say what would be served."""
+    """Check the configuration and its certificates, load encoder and head, and say what would be served."""
+    from service.hop import tls_context
+    from service.listener import server_tls
+
     loaded = load_config(context)
+    server_tls(loaded.config.listen)
+    tls_context(loaded.config.next_hop)
     scorer = load_scorer(context)
     click.echo(
         f"{loaded.file or 'built-in defaults'}: ok; encoder {scorer.encoder_id}, head {scorer.head_id}, "

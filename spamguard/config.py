@@ -209,6 +209,7 @@ class BatchTable(Table):
     patience_ms: float = Field(4, ge=0, description="how long a batch waits for company")
     queue: int = Field(1000, ge=1, description="messages that may wait; more are failed as overload")
     deadline_s: float = Field(20, gt=0, description="time in which a message must be scored")
+    hang_s: float = Field(60, gt=0, description="a scorer silent for longer hangs: new messages fail at once")
 
 
 class LimitsTable(Table):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -28,6 +29,9 @@ EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb
 CHARACTERS_A_TOKEN = 8
 # Padded tokens in one forward pass: enough to fill a CPU or a small GPU, small enough for either's memory.
 TOKENS_A_PASS = 8192
+
+
+_log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -87,6 +91,7 @@ class TorchEncoder:
         self._device = _choose_device(device)
         self._tokenizer = _load_tokenizer(folder)
         self._model = _load_model(folder).to(self._device)
+        self._spare: Any = None
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         depth = int(self._model.config.num_hidden_layers)
@@ -141,6 +146,33 @@ class TorchEncoder:
         return pooled
 
     def _forward(self, rows: list[list[int]]) -> FloatArray:
+        try:
+            return self._states(self._model, self._device, rows)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise _failed(error) from error
+        # Not while the error is handled: its frames hold the memory that we are short of.
+        if len(rows) == 1:
+            return self._forward_on_cpu(rows)
+        middle = len(rows) // 2
+        return np.concatenate([self._forward(rows[:middle]), self._forward(rows[middle:])])
+
+    def _forward_on_cpu(self, rows: list[list[int]]) -> FloatArray:
+        """For what the device has no room for, by a copy of the model that is made when first needed."""
+        torch = self._torch
+        try:
+            if self._spare is None:
+                _log.warning("%s is out of memory for a single message: such are computed on the CPU", self._device)
+                with torch.device("cpu"):
+                    spare = type(self._model)(self._model.config)
+                spare.load_state_dict({name: value.cpu() for name, value in self._model.state_dict().items()})
+                self._spare = spare.eval().requires_grad_(False)
+            return self._states(self._spare, torch.device("cpu"), rows)
+        except RuntimeError as error:
+            raise _failed(error) from error
+
+    def _states(self, model: Any, device: Any, rows: list[list[int]]) -> FloatArray:
+        """The pooled hidden states of one padded batch. Raises RuntimeError."""
         torch = self._torch
         width = max(len(row) for row in rows)
         ids = np.full((len(rows), width), self._pad, dtype=np.int64)
@@ -148,29 +180,19 @@ class TorchEncoder:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        try:
-            with torch.inference_mode():
-                attention = torch.from_numpy(mask).to(self._device)
-                output = self._model(
-                    input_ids=torch.from_numpy(ids).to(self._device),
-                    attention_mask=attention,
-                    output_hidden_states=True,
-                )
-                states = [output.hidden_states[layer] for layer in self._layers]
-                if self._pooling == "cls":
-                    pooled = [state[:, 0] for state in states]
-                else:
-                    weight = (attention / attention.sum(1, keepdim=True)).unsqueeze(1).to(states[0].dtype)
-                    pooled = [(weight @ state).squeeze(1) for state in states]
-                result: FloatArray = torch.cat(pooled, 1).float().cpu().numpy()
-                return result
-        except torch.OutOfMemoryError as error:
-            if len(rows) == 1:
-                raise ScoringError("the device is out of memory for a single message") from error
-        except RuntimeError as error:
-            raise ScoringError(f"the encoder failed: {str(error).splitlines()[0]}") from error
-        middle = len(rows) // 2
-        return np.concatenate([self._forward(rows[:middle]), self._forward(rows[middle:])])
+        with torch.inference_mode():
+            attention = torch.from_numpy(mask).to(device)
+            output = model(
+                input_ids=torch.from_numpy(ids).to(device), attention_mask=attention, output_hidden_states=True
+            )
+            states = [output.hidden_states[layer] for layer in self._layers]
+            if self._pooling == "cls":
+                pooled = [state[:, 0] for state in states]
+            else:
+                weight = (attention / attention.sum(1, keepdim=True)).unsqueeze(1).to(states[0].dtype)
+                pooled = [(weight @ state).squeeze(1) for state in states]
+            result: FloatArray = torch.cat(pooled, 1).float().cpu().numpy()
+            return result
 
 
 def load(table: EncoderTable) -> TorchEncoder:
@@ -298,6 +320,16 @@ def _choose_device(asked: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise EncoderError(f"encoder.device: {asked!r} is not available here") from error
     return device
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError, or one of the libraries below that say it in their own words."""
+    text = str(error)
+    return "out of memory" in text or "ALLOC_FAILED" in text or type(error).__name__ == "OutOfMemoryError"
+
+
+def _failed(error: RuntimeError) -> ScoringError:
+    return ScoringError(f"the encoder failed: {(str(error).splitlines() or [''])[0]}")
 
 
 def _passes(lengths: list[int]) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from . import __version__
 from .verdict import Label, Reason, Verdict
@@ -27,6 +28,7 @@ _SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0
 _SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
 
 _WIDTH = 78
+_NAME_BYTES = 998
 _REASONS = 5
 _REASON_CHARACTERS = 60
 
@@ -51,8 +53,11 @@ def strip(raw: bytes) -> bytes:
 
 
 def end(raw: bytes) -> int:
-    """Where the top header block ends, and strip() stops reading."""
-    return _scan(raw)[1]
+    """Where the top header block ends, and strip() stops reading; len(raw) if it may go on behind `raw`."""
+    found = _scan(raw)[1]
+    # A line that is not whole may still become a field, unless it is too long already for the name of one.
+    ended = raw.find(b"\n", found) >= 0 or len(raw) - found > _NAME_BYTES
+    return found if ended else len(raw)
 
 
 def stamp(raw: bytes, verdict: Verdict, subject_tag: str = "") -> bytes:
@@ -188,6 +193,7 @@ def _verdict_fields(verdict: Verdict) -> Iterator[Field]:
         yield "X-Spamguard-Reason", ", ".join(map(_reason, verdict.reasons[:_REASONS]))
 
 
+@lru_cache(64)
 def _token(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", text[:16])
 
@@ -208,8 +214,9 @@ def _encoded_words(text: str) -> str:
 def _folded(name: str, value: str, eol: bytes) -> bytes:
     lines, line = [], f"{name}:"
     for word in value.split():
-        if len(line) + 1 + len(word) > _WIDTH and line.strip() != "":
+        if len(line) + 1 + len(word) > _WIDTH and line:
             lines.append(line)
             line = ""
         line += f" {word}"
-    return eol.join(part.encode("ascii", "replace") for part in (*lines, line)) + eol
+    lines.append(line)
+    return eol.join([part.encode("ascii", "replace") for part in lines]) + eol

@@ -12,12 +12,12 @@ import numpy as np
 from . import bundle, features
 from .bundle import Bundle
 from .config import Config
-from .encoder import Encoder, FloatArray, TokenIds
+from .encoder import CHARACTERS_A_TOKEN, Encoder, FloatArray, TokenIds
 from .encoder import load as load_encoder
 from .errors import ScoringError
 from .featurestore import Row, stack
 from .head import AdditiveHead, Features, probability
-from .message import Message, is_gtube, parse
+from .message import is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, count
 
@@ -30,9 +30,10 @@ GTUBE_LOGIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A parsed message with everything but the encoder's output."""
+    """What is needed of a message but the encoder's output: small, as many of them wait while others are judged."""
 
-    message: Message
+    text: str
+    gtube: bool
     token_ids: TokenIds
     structure: FloatArray
     tokens: int
@@ -85,7 +86,7 @@ class Scorer:
         self, item: Prepared, seen: Features, i: int, parts: dict[str, float], p: float, explain: bool
     ) -> Verdict:
         reasons: tuple[Reason, ...] = ()
-        if is_gtube(item.message):
+        if item.gtube:
             p, parts = 1.0, {"rule": GTUBE_LOGIT}
             reasons = (Reason("rule", "the GTUBE test string", GTUBE_LOGIT),)
         label = self.cutoffs.label(p)
@@ -115,7 +116,7 @@ class Scorer:
         """Each word's share of the wide part: the shares of its pieces, at each occurrence."""
         row = seen.wide[i]
         each = dict(zip(row.columns.tolist(), head.word_shares(row) / row.counts, strict=True))
-        text = item.message.text
+        text = item.text
         ids, spans = self.encoder.pieces(text, WIDE_TOKENS)
         words = [text[start:end].lower() for start, end in spans]
         shares: defaultdict[str, float] = defaultdict(float)
@@ -127,9 +128,10 @@ class Scorer:
 def prepare(encoder: Encoder, raw: bytes) -> Prepared:
     """Parse, tokenise and measure one message: all that comes before the encoder."""
     message = parse(raw)
-    token_ids = encoder.tokenize([message.text], WIDE_TOKENS)[0]
+    text = message.text[: WIDE_TOKENS * CHARACTERS_A_TOKEN]
+    token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)
-    return Prepared(message, token_ids, features.structure(message), tokens)
+    return Prepared(text, is_gtube(message), token_ids, features.structure(message), tokens)
 
 
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:

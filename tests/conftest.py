@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -126,8 +127,17 @@ class Client:
         return self.reply()
 
     def greet(self) -> bytes:
-        assert self.reply().startswith(b"220 ")
-        return self.ask(b"EHLO client.example")
+        greeting = self.reply()
+        assert greeting.startswith(b"220 ")
+        return self.ask((b"LHLO" if b" LMTP " in greeting else b"EHLO") + b" client.example")
+
+    def replies(self, count: int) -> list[bytes]:
+        return [self.reply() for _ in range(count)]
+
+    def encrypt(self, context: ssl.SSLContext, name: str | None = None) -> None:
+        """The client side of the handshake, after STARTTLS has been answered."""
+        self.socket = context.wrap_socket(self.socket, server_hostname=name)
+        self.file = self.socket.makefile("rb")
 
     def begin(self, sender: bytes = b"<a@example.org>", recipient: bytes = b"<b@example.net>") -> None:
         """Up to 354."""
@@ -230,7 +240,9 @@ def running_daemon(loop_thread: LoopThread, tmp_path: Path) -> Iterator[Start]:
         tables = {"listen": {"port": 0, "hostname": "filter.example"}, "log": {"format": "json"}} | tables
         if hop is not None:
             port = loop_thread.run(hop.start())
-            tables["next_hop"] = {"host": "127.0.0.1", "port": port} | tables.get("next_hop", {})
+            there = {"socket": hop.unix} if hop.unix else {"host": "127.0.0.1", "port": port}
+            there["protocol"] = "lmtp" if hop.lmtp else "smtp"
+            tables["next_hop"] = there | tables.get("next_hop", {})
         config = Config.model_validate({"state_dir": str(tmp_path)} | tables)
         log = io.StringIO()
         daemon = Daemon(Loaded(config, None, frozenset()), load_scorer, Journal(config.log, log))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spamguard.config import Config
@@ -27,15 +28,20 @@ class FakePrepared:
     raw: bytes
     tokens: int
     head: str
+    probability: float
 
 
 @dataclass
 class FakeScorer:
-    """The word `viagra` is spam, `maybe` is unsure; `X-Fake: raise | nan` misbehaves. Remembers its batches."""
+    """The word `viagra` is spam, `maybe` is unsure; `X-Fake: raise | nan` misbehaves.
+
+    Remembers its batches, or with `remember` off nothing, so that a daemon of it can be measured.
+    """
 
     head_id: str = "head-1"
     encoder_id: str = "fake-encoder"
     encoder: object = None
+    remember: bool = True
     batches: list[list[bytes]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -48,10 +54,12 @@ class FakeScorer:
         if b"X-Fake: unpreparable" in raw:
             raise ValueError("cannot be prepared")
         found = re.search(rb"X-Tokens: (\d+)", raw)
-        return FakePrepared(raw, int(found[1]) if found else 10, self.head_id)
+        p = 0.99 if b"viagra" in raw else 0.7 if b"maybe" in raw else 0.01
+        return FakePrepared(raw if self.remember else raw[:1024], int(found[1]) if found else 10, self.head_id, p)
 
     def score(self, batch: Sequence[FakePrepared]) -> list[Verdict]:
-        self.batches.append([one.raw for one in batch])
+        if self.remember:
+            self.batches.append([one.raw for one in batch])
         self.threads.add(threading.get_ident())
         self.entered.set()
         self.gate.wait(60)
@@ -64,8 +72,8 @@ class FakeScorer:
             raise RuntimeError("secret path /srv/model\r\n250 injected")
         if b"X-Fake: nan" in raw:
             return verdict(float("nan"))
-        p = 0.99 if b"viagra" in raw else 0.7 if b"maybe" in raw else 0.01
-        return verdict(p, self.head_id, (Reason("wide", 'the word "meeting"', -1.5), Reason("deep", "meaning", 0.5)))
+        reasons = Reason("wide", 'the word "meeting"', -1.5), Reason("deep", "meaning", 0.5)
+        return verdict(prepared.probability, self.head_id, reasons)
 
 
 def load_fake_scorer(config: Config, encoder: object) -> FakeScorer:
@@ -102,13 +110,20 @@ EHLO = (
 class FakeNextHop:
     """An SMTP server that plays a script: at each step a reply in bytes, HANG, or DROP; and remembers everything.
 
-    A list of replies is used up one by one; the last one stays.
+    A list of replies is used up one by one; the last one stays. With `lmtp` the final dot is answered once for each
+    recipient. `unix` is the socket to listen on in place of a port; `tls` makes STARTTLS work.
     """
 
-    def __init__(self, **script: object) -> None:
+    def __init__(
+        self, lmtp: bool = False, unix: Path | None = None, tls: ssl.SSLContext | None = None, **script: object
+    ) -> None:
+        self.lmtp = lmtp
+        self.unix = unix
+        self.tls = tls
         self.script: dict[str, object] = {
             GREETING: b"220 next.example ESMTP",
-            "EHLO": EHLO,
+            "LHLO" if lmtp else "EHLO": EHLO,
+            "STARTTLS": b"220 2.0.0 Ready to start TLS",
             "XFORWARD": b"250 2.0.0 Ok",
             "MAIL": b"250 2.1.0 Sender ok",
             "RCPT": b"250 2.1.5 Recipient ok",
@@ -127,6 +142,9 @@ class FakeNextHop:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> int:
+        if self.unix is not None:
+            self._server = await asyncio.start_unix_server(self._serve, self.unix, limit=2**26)
+            return 0
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=2**26)
         return self._server.sockets[0].getsockname()[1]
 
@@ -146,7 +164,7 @@ class FakeNextHop:
         self.connections += 1
         try:
             await self._session(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
             pass
         finally:
             self._tasks.discard(task)
@@ -185,8 +203,13 @@ class FakeNextHop:
                 except asyncio.IncompleteReadError as error:
                     self.torn.append(head + error.partial)
                     raise
-                if (await self._play(END_OF_DATA, writer)).startswith(b"2"):
-                    self.messages.append(now)
+                took = [
+                    line
+                    for line in (now.rcpt if self.lmtp else [b"all"])
+                    if (await self._play(END_OF_DATA, writer)).startswith(b"2")
+                ]
+                if took:
+                    self.messages.append(replace(now, rcpt=took) if self.lmtp else now)
                 now = None
                 continue
             reply = await self._play(verb, writer)
@@ -196,6 +219,10 @@ class FakeNextHop:
                 now, xforward = Received(line, [], xforward=xforward), []
             elif verb == "RCPT" and reply.startswith(b"2") and now is not None:
                 now.rcpt.append(line)
+            elif verb == "STARTTLS" and self.tls is not None:
+                await writer.start_tls(self.tls)
+            elif verb in ("RSET", "EHLO", "LHLO"):
+                now, xforward = None, []
             elif verb == "QUIT":
                 return
 
@@ -206,12 +233,15 @@ if __name__ == "__main__":
 
     def slow_scorer(config: Config, encoder: object) -> FakeScorer:
         scorer = load_fake_scorer(config, encoder)
+        scorer.remember = False
         original = scorer.score
 
         def score(batch: Sequence[FakePrepared]) -> list[Verdict]:
             if any(b"X-Fake: slow" in one.raw for one in batch):
                 time.sleep(1.5)
-            return original(batch)
+            verdicts = original(batch)
+            scorer.batches.clear()  # for tests in this process only; a benchmark of memory would count them
+            return verdicts
 
         scorer.score = score  # type: ignore[method-assign]
         return scorer

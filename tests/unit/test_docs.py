@@ -25,7 +25,7 @@ _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"(?<![-\w.])spamguard(?: --config \S+)? ([a-z][a-z-]*)")
-_MAKE = re.compile(r"(?:^|[;&|] *|[A-Z_]+=\S+ +)make ([a-z]+)", re.MULTILINE)
+_MAKE = re.compile(r"(?:^|[;&|] *|[A-Z_]+=\S+ +)make ([a-z-]+)", re.MULTILINE)
 _FILE = re.compile(r"\b(?:spamguard|service|training|tests|benchmarks|docs|systemd)/[\w./-]+\.\w+")
 
 
@@ -69,7 +69,7 @@ def test_files_named_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", text(ROOT / "Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE))
     named = {name for piece in code(page) for name in _MAKE.findall(piece)}
     assert named <= targets
 
@@ -121,6 +121,7 @@ def test_each_dependency_is_explained_and_nothing_else() -> None:
 
     assert explained["At run time"] == names(project["dependencies"])
     assert explained["For development"] == names(project["optional-dependencies"]["dev"])
+    assert explained["For fuzzing"] == names(project["optional-dependencies"]["fuzz"])
 
 
 def test_the_page_of_the_head_says_what_the_code_does() -> None:

@@ -87,7 +87,7 @@ def test_fingerprint_changes_with_whatever_changes_the_numbers(folder: Path, tmp
     assert TorchEncoder(folder, device="cpu", max_tokens=32).fingerprint in prints
 
 
-def test_out_of_memory_halves_the_batch(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_17_out_of_memory_halves_the_batch(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     tokens = encoder.tokenize(TEXTS, 100)
@@ -104,7 +104,73 @@ def test_out_of_memory_halves_the_batch(encoder: TorchEncoder, monkeypatch: pyte
     assert sizes[0] == 5 and sizes.count(1) == 5
 
 
-def test_not_finite_is_an_error(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_17_what_the_device_has_no_room_for_is_computed_on_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    encoder = TorchEncoder(folder, device="cpu", max_tokens=32)
+    tokens = encoder.tokenize(TEXTS, 100)
+    expected, sizes, forward = encoder.encode(tokens), [], encoder._model.forward
+
+    def full(input_ids: torch.Tensor, **rest: object) -> object:
+        sizes.append(tuple(input_ids.shape))
+        if input_ids.shape[1] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(encoder._model, "forward", full)
+    for _ in range(2):
+        np.testing.assert_allclose(encoder.encode(tokens), expected, atol=2e-6)
+    assert (1, 32) in sizes
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu is out of memory for a single message: such are computed on the CPU"
+    ]
+    assert not encoder._spare.training
+    assert not any(parameter.requires_grad for parameter in encoder._spare.parameters())
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("MPS backend out of memory (MPS allocated: 18.13 GB)", True),
+        ("CUDA error: device-side assert triggered\nCUDA kernel errors might be ...", False),
+        ("", False),
+    ],
+)
+def test_row_17_only_want_of_memory_goes_to_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: str, spared: bool
+) -> None:
+    encoder = TorchEncoder(folder, device="cpu", max_tokens=32)
+    tokens = encoder.tokenize(TEXTS, 100)
+    expected = encoder.encode(tokens)
+
+    def failing(**given: object) -> object:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(encoder._model, "forward", failing)
+    if spared:
+        np.testing.assert_allclose(encoder.encode(tokens), expected, atol=2e-6)
+    else:
+        with pytest.raises(ScoringError, match=r"^the encoder failed: ") as caught:
+            encoder.encode(tokens)
+        assert "\n" not in str(caught.value)
+
+
+def test_row_17_no_room_anywhere_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TorchEncoder(folder, device="cpu", max_tokens=32)
+
+    def full(self: object, **given: object) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(encoder._model), "forward", full)
+    with pytest.raises(ScoringError, match="out of memory"):
+        encoder.encode(encoder.tokenize(TEXTS, 100))
+
+
+def test_row_17_not_finite_is_an_error(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_forward", lambda rows: np.full((len(rows), encoder.dim), np.nan, np.float32))
     with pytest.raises(ScoringError, match="not finite"):
         encoder.encode(encoder.tokenize(TEXTS, 100))

@@ -220,6 +220,8 @@ def test_row_5_a_forged_tag_costs_little_and_only_of_the_subject(how):
     rest = b"Subject: Free money\r\nSubject: Free Free\r\nFrom: Free \r\n\r\nFree \r\n"
     clean = headers.strip(forged * 9 + rest)
     assert clean == (rest.replace(b"Free ", b"", 1) if how == b"begins" else rest)
+    two = b'X-Spamguard-Subject: added "Free "\r\nSubject: Free \r\n' * 2 + b"From: x\r\n"
+    assert headers.strip(two) == b"Subject: Free \r\nFrom: x\r\n"
     wide = b'X-Spamguard-Subject: begins "' + b"x" * 65 + b'"\r\n'
     assert headers.strip(wide + b"Subject: " + b"x" * 65) == b"Subject: " + b"x" * 65
     other = b'X-Spamguard-Subject: added "Free "\r\nFrom: a\r\nSubject: Free \r\n\r\n'
@@ -272,11 +274,14 @@ def test_strip_reads_no_further_than_the_end_of_the_block(raw):
     assert headers.strip(raw) == headers.strip(raw[:end]) + raw[end:]
 
 
-def test_the_end_of_the_block():
-    block = b"From me@here\nX-Spam: 1\nSubject: x\n folded\n"
-    for raw in (block, block + b"\nbody: 1\n", block + b"no field\nbody: 1\n"):
-        assert headers.end(raw) == len(block)
-    assert headers.end(b"") == headers.end(b"\r\nSubject: body") == headers.end(b"text") == 0
+BLOCK = b"From me@here\r\nX-Spam: 1\r\nSubject : x\r\n folded\r\nReceived: by mx\r\n"
+
+
+@pytest.mark.parametrize("line", [b"\r\n", b"no field\r\n"])
+def test_a_block_that_is_cut_anywhere_has_no_end(line):
+    raw = BLOCK + line + b"X-Spam-Flag: NO\r\n\r\nbody"
+    for cut in range(len(raw) + 1):
+        assert headers.end(raw[:cut]) == (len(BLOCK) if cut >= len(BLOCK + line) else cut)
 
 
 @given(MESSAGES, VERDICTS)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,8 +26,8 @@ from tests.fakes import FakeScorer, load_fake_scorer
 
 
 @asynccontextmanager
-async def running(scorer: FakeScorer) -> AsyncIterator[Batcher]:
-    batcher = Batcher(scorer, BatchTable(patience_ms=0))
+async def running(scorer: FakeScorer, **keys: float) -> AsyncIterator[Batcher]:
+    batcher = Batcher(scorer, BatchTable(**{"patience_ms": 0, **keys}))
     await batcher.start()
     try:
         yield batcher
@@ -100,6 +101,32 @@ def test_failures_follow_the_policy():
     with pytest.raises(DeliveryError):
         through(raw, PolicyTable(on_failure="tempfail"))
     assert through(b"viagra", PolicyTable(spam="reject")).fate is Fate.REJECT
+
+
+def test_row_17_what_is_not_scored_is_counted_by_its_reason():
+    counters: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        counters[name] += 1
+
+    async def main() -> None:
+        scorer = FakeScorer()
+        async with running(scorer, queue=1, deadline_s=0.05) as batcher:
+            pipeline = Pipeline(batcher, Policy(PolicyTable()), count)
+            assert (await pipeline.handle(b"hi"))[0].failure is None
+            await pipeline.handle(b"X-Fake: raise\n\n", [b"a", b"b"])
+            scorer.gate.clear()
+            late = asyncio.create_task(pipeline.handle(b"hi"))
+            await asyncio.sleep(0)
+            (refused,) = await pipeline.handle(b"hi")
+            assert b"reason=overload" in refused.data
+            (failed,) = await late
+            assert b"reason=deadline" in failed.data
+            scorer.gate.set()
+        assert b"reason=stopping" in (await pipeline.handle(b"hi"))[0].data
+
+    asyncio.run(main())
+    assert counters == {"unscored.fault": 1, "unscored.overload": 1, "unscored.deadline": 1, "unscored.stopping": 1}
 
 
 def with_daemon(file: Path, use: Callable[[Daemon], Awaitable[None]], load_scorer=load_fake_scorer) -> list[dict]:

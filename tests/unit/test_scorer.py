@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,11 @@ def test_what_is_encoded_is_bounded(scorer: Scorer) -> None:
     item = scorer.prepare(LONG)
     assert len(item.token_ids) == WIDE_TOKENS and item.tokens == scorer.encoder.max_tokens
     assert scorer.prepare(message("", "see you")).tokens < 32
+
+
+def test_what_waits_for_the_encoder_is_small(scorer: Scorer) -> None:
+    item = scorer.prepare(message("", "see you at noon, my dear " * 100_000))
+    assert len(pickle.dumps(item)) < 20_000, "it keeps the message"
 
 
 # --- Reasons --------------------------------------------------------------------------------------------------------

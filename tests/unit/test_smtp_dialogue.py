@@ -35,8 +35,10 @@ def test_dialogue(path, running_daemon):
     for line in lines:
         if found := re.fullmatch(r"hop ([A-Za-z]+): (.*)", line):
             script[found[1]].append(unescaped(found[2]))
-    hop = FakeNextHop(**script)
-    running = running_daemon(hop)
+    lmtp = "lmtp" in path.stem
+    hop = FakeNextHop(lmtp=lmtp, **script)
+    listen = {"port": 0, "hostname": "filter.example", "protocol": "lmtp" if lmtp else "smtp"}
+    running = running_daemon(hop, listen=listen)
     saw = []
     with running.client() as client:
         for line in lines:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import trustme
 
+from service import smtp
 from tests.conftest import Client
 from tests.fakes import END_OF_DATA, HANG, FakeNextHop
 
@@ -276,3 +280,48 @@ def test_row_13_clients_that_only_greet_hold_no_connections_to_the_next_hop(runn
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("certificate") / "ours.pem"
+    trustme.CA().issue_cert("filter.example").private_key_and_cert_chain_pem.write_to_path(str(file))
+    return file
+
+
+@pytest.mark.parametrize("how", ["silent", "byte by byte", "garbage", "close", "half-close", "reset"])
+def test_row_13_a_handshake_that_comes_to_nothing_gives_its_place_back(running_daemon, monkeypatch, certificate, how):
+    monkeypatch.setattr(smtp, "_HANDSHAKE_S", 0.5)
+    running = running_daemon(listen={"port": 0, "tls": "may", "tls_certificate": certificate})
+    with running.client() as client:
+        client.greet()
+        assert client.ask(b"STARTTLS").startswith(b"220")
+        if how == "byte by byte":
+            drip(client, b"\x16\x03\x01\x02\x00\x01" + b"\0" * 30)
+        elif how == "garbage":
+            client.send(b"EHLO x\r\nMAIL FROM:<a@b>\r\n")
+        elif how == "close":
+            client.close()
+        elif how == "half-close":
+            client.socket.shutdown(socket.SHUT_WR)
+        elif how == "reset":
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        running.wait_until_empty()
+    running.check_alive()
+
+
+def test_row_13_a_client_that_does_not_read_has_no_more_time_under_tls(running_daemon, certificate):
+    hop = FakeNextHop(MAIL=LONG)
+    tls = {"port": 0, "tls": "may", "tls_certificate": certificate}
+    running = running_daemon(hop, limits={"idle_s": 0.5}, listen=tls)
+    with narrow(running) as client:
+        assert client.ask(b"STARTTLS").startswith(b"220")
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        client.encrypt(context)
+        assert client.ask(b"EHLO x").startswith(b"250")
+        client.send(b"MAIL FROM:<a@b>\r\n" * 50)
+        running.wait_until_empty()
+    hop.script["MAIL"] = b"250 ok"
+    running.check_alive()

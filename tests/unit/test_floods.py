@@ -120,6 +120,17 @@ def test_row_12_a_sender_with_more_recipients_than_we_take_gets_all_of_them_deli
     assert [len(message.rcpt) for message in hop.messages] == [10, 10, 5]
 
 
+def test_row_12_the_excess_is_that_of_one_transaction(running_daemon):
+    with running_daemon(limits={"recipients": 10}).client() as client:
+        client.greet()
+        for _ in range(3):
+            assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+            client.send(b"RCPT TO:<a@b>\r\n" * 910)
+            assert [client.reply()[:3] for _ in range(910)] == [b"250"] * 10 + [b"452"] * 900
+            assert client.ask(b"DATA").startswith(b"354")
+            assert client.ask(MAIL + b".").startswith(b"250")
+
+
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_row_12_overlong_lines_in_a_row_are_one_error_each(running_daemon, lines):
     running = running_daemon(limits={"errors": 2})
@@ -218,6 +229,19 @@ def test_row_14_an_early_talker_who_may_not_come_in_is_not_obeyed(running_daemon
         assert client.closed()
     running.wait_until_empty()
     assert hop.lines == []
+
+
+def test_row_14_a_crowd_that_comes_while_we_are_busy_waits_in_the_systems_queue(running_daemon):
+    running = running_daemon()
+    busy = threading.Event()
+    running.loop.loop.call_soon_threadsafe(busy.wait)
+    with contextlib.ExitStack() as stack:
+        stack.callback(busy.set)
+        clients = [stack.enter_context(running.client()) for _ in range(200)]
+        busy.set()
+        assert all(client.reply().startswith(b"220") for client in clients)
+    running.wait_until_empty()
+    running.check_alive()
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])

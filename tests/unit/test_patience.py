@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -220,6 +221,21 @@ def test_row_13_a_client_that_does_not_read_our_last_words_gives_its_place_back(
     running.check_alive()
 
 
+def test_row_13_a_goodbye_that_cannot_be_sent_is_waited_for_no_longer_than_a_silence(running_daemon):
+    running = running_daemon(limits={"idle_s": 1})
+    with narrow(running):
+        (connection,) = running.daemon.listener.connections
+        to_client = connection._writer.get_extra_info("socket")._sock
+        for size in (4096,) * 5 + (1,) * 5:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    to_client.send(b"x" * size)
+            time.sleep(0.03)  # What was under way has arrived, and there may be room again.
+        assert not connection._writer.is_closing(), "nothing fits any more, and nothing waits in the transport yet"
+        running.wait_until_empty()
+    running.check_alive()
+
+
 def test_row_13_our_last_words_reach_a_client_that_reads_slowly(running_daemon):
     hop = FakeNextHop(MAIL=LONG)
     running = running_daemon(hop)
@@ -249,6 +265,7 @@ def test_row_13_a_network_error_is_a_client_that_left(running_daemon):
         )
         while connection.transport is not None:
             time.sleep(0.01)
+        assert running.daemon.listener.connections == {connection}, "its message is still under way, and stop() waits"
         running.loop.loop.call_soon_threadsafe(hop.release.set)
         running.wait_until_empty()
     assert [line["event"] for line in running.log if line["level"] == "error"] == []

@@ -218,15 +218,19 @@ def normalised(data: bytes) -> tuple[bytes, bool]:
 
 
 def wire(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The content as DATA wants it: CRLF lines, dots stuffed, the final dot at the end and nowhere else.
+    """The pieces of a Content as DATA wants them: dots stuffed, the final dot at the end and nowhere else.
 
-    No piece may end between CR and LF. The final dot comes with the last piece.
+    Their line ends are CRLF throughout, and none of them ends between CR and LF: read() has seen to that. The final
+    dot comes with the last piece.
     """
-    before, held = b"\r\n", b""
+    at_line_start, held = True, b""
     for piece in pieces:
-        piece, _ = normalised(piece)
+        if not piece:
+            continue
         if held:
             yield held
-        held = (before + piece).replace(b"\r\n.", b"\r\n..")[2:]
-        before = (before + piece[-2:])[-2:]
-    yield held + (END[2:] if before == b"\r\n" else END)
+        held = piece.replace(b"\r\n.", b"\r\n..")
+        if at_line_start and piece.startswith(b"."):
+            held = b"." + held
+        at_line_start = piece.endswith(b"\r\n")
+    yield held + (END[2:] if at_line_start else END)

@@ -42,6 +42,21 @@ def plain(peer: str) -> str:
     return str(address)
 
 
+class Untimed:
+    """While it is entered, no deadline of the connection passes."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.stop_clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.touch()
+
+
 class Connection(SMTP, ABC):
     """One client, up to the command line; what the verbs do is the session's."""
 
@@ -119,15 +134,22 @@ class Connection(SMTP, ABC):
 
     def data_received(self, data: bytes) -> None:
         if self._data_due is not None:
-            self._touch()
+            self.touch()
         super().data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """A client that has said all, QUIT included, may close its side and wait for our replies, as Exim does."""
+        if self._reader._buffer[-6:].upper() == b"QUIT\r\n" and not self.encrypted:  # type: ignore[attr-defined]
+            self._reader.feed_eof()
+            return True
+        return super().eof_received()
 
     # Time
 
     def _reset_timeout(self, duration: float | None = None) -> None:
         """aiosmtpd's timer is not used."""
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
         """The client has done something, or may do something now."""
         due = self._loop_time() + self.listener.limits.idle_s
         if self._data_due is not None:
@@ -135,6 +157,9 @@ class Connection(SMTP, ABC):
         elif self._session_due < due:
             due = self._session_due
         self._deadline.set(due)
+
+    def stop_clock(self) -> None:
+        self._deadline.clear()
 
     def _timed_out(self) -> None:
         transport = self._writer.transport
@@ -144,20 +169,15 @@ class Connection(SMTP, ABC):
             self._writer.write(TIMED_OUT + b"\r\n")
             self._hang_up()
 
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
+    def untimed(self) -> Untimed:
         """The client is not to blame for the time that we take; each of our steps has its own limit."""
-        self._deadline.clear()
-        try:
-            yield
-        finally:
-            self._touch()
+        return Untimed(self)
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
         """While content comes in, each byte counts as a sign of life, but all of it has to come in time."""
         self._data_due = self._loop_time() + self.listener.limits.data_s
-        self._touch()
+        self.touch()
         try:
             yield
         finally:
@@ -183,7 +203,7 @@ class Connection(SMTP, ABC):
     async def _handle_client(self) -> None:
         orderly = False
         try:
-            self._touch()
+            self.touch()
             address = self._writer.get_extra_info("peername")
             self.peer = plain(address[0]) if isinstance(address, tuple) else ""
             if self.listener.is_balancer(self.peer):
@@ -210,7 +230,7 @@ class Connection(SMTP, ABC):
         """Read the PROXY protocol header (v1 or v2) that says who the client is."""
         self._deadline.set(self._loop_time() + min(_HANDSHAKE_S, self.listener.limits.idle_s))
         header = await get_proxy(self._reader)  # Every fault of the header is in `valid`.
-        self._touch()
+        self.touch()
         if not header.valid:
             self.listener.journal.write("warning", "refused", peer=self.peer, cause="no valid PROXY header")
             return REFUSED
@@ -246,7 +266,7 @@ class Connection(SMTP, ABC):
         self.session.ssl = secured.get_extra_info("ssl_object")
         self.encrypted = True
         self.greet_anew()
-        self._touch()
+        self.touch()
 
     async def _command(self) -> bytes | None:
         """The next line without its end; None if it was overlong. Such a line is drained, whatever its length."""
@@ -258,7 +278,7 @@ class Connection(SMTP, ABC):
                 await self._reader.readexactly(error.consumed)
                 overlong = True
             else:
-                self._touch()
+                self.touch()
                 if not line.endswith(b"\r\n") and self.listener.reject_stray:
                     return b"\n"  # a control byte, so it is refused
                 line = line[:-2] if line.endswith(b"\r\n") else line[:-1]

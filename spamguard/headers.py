@@ -28,6 +28,7 @@ _SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0
 _SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
 
 _WIDTH = 78
+_LINE = re.compile(rf"(?:\S.{{0,{_WIDTH - 2}}}|\S+)(?= |\Z)")
 _NAME_BYTES = 998
 _REASONS = 5
 _REASON_CHARACTERS = 60
@@ -41,6 +42,8 @@ def strip(raw: bytes) -> bytes:
     So is a tag at the start of the Subject that the first X-Spamguard-Subject names. Everything else, body and
     nested messages included, is returned byte for byte.
     """
+    if not _mentions_ours(raw):
+        return raw
     ours, _ = _scan(raw)
     if not ours:
         return raw
@@ -50,6 +53,17 @@ def strip(raw: bytes) -> bytes:
         position = end
     kept.append(raw[position:])
     return b"".join(kept)
+
+
+def _mentions_ours(raw: bytes) -> bool:
+    """Whether there may be anything to strip: a quick look for what most mail has not.
+
+    Nothing behind the first empty line is stripped unless something before it is.
+    """
+    blank = raw.find(b"\n\r\n")
+    stop = blank if blank >= 0 else len(raw)
+    bare = raw.find(b"\n\n", 0, stop)
+    return b"x-spam" in raw[: bare if bare >= 0 else stop].lower()
 
 
 def end(raw: bytes) -> int:
@@ -212,11 +226,6 @@ def _encoded_words(text: str) -> str:
 
 
 def _folded(name: str, value: str, eol: bytes) -> bytes:
-    lines, line = [], f"{name}:"
-    for word in value.split():
-        if len(line) + 1 + len(word) > _WIDTH and line:
-            lines.append(line)
-            line = ""
-        line += f" {word}"
-    lines.append(line)
-    return eol.join([part.encode("ascii", "replace") for part in lines]) + eol
+    text = " ".join([f"{name}:", *value.split()])
+    lines = [text] if len(text) <= _WIDTH else _LINE.findall(text)
+    return (eol + b" ").join([line.encode("ascii", "replace") for line in lines]) + eol

@@ -90,7 +90,9 @@ def header_block(raw: bytes) -> None:
     assert headers.hops(raw) == sum(name == b"received" for name, _ in fields)
     if b"x-spamguard-s" not in raw.lower():  # a separator or a tag in the Subject: more is ours than the field
         block = sum(len(held) for _, held in fields)
-        assert headers.end(raw) == block
+        # A last line without its end may become a field yet, unless it is too long for the name of one.
+        unfinished = b"\n" not in raw[block:] and len(raw) - block <= 998
+        assert headers.end(raw) == (len(raw) if unfinished else block)
         assert clean == b"".join(held for name, held in fields if not _ours(name)) + raw[block:]
     why = raw[:300].decode("utf-8", "replace")
     for stamped in (headers.stamp(raw, _verdict(0.01, why)), headers.stamp_unscored(raw, why)):

@@ -14,7 +14,7 @@ from tests.servers import Sink, documented, free_ports, needs, private_folder, s
 
 pytestmark = needs(*postfixes.PROGRAMS, *dovecots.PROGRAMS)
 
-FRONT, FILTER, MAILBOXES, SINK = free_ports(4)
+FRONT, FRONT_SMTP, FILTER, MAILBOXES, SINK = free_ports(5)
 PAGE = ("docs/mail-servers.md", "LMTP between Postfix and Dovecot")
 
 LONG = "meeting\n" * 1000  # over the quota of full@example.net
@@ -128,11 +128,11 @@ SMTP = f'[listen]\nport = {FILTER}\nhostname = "front.example"'
 
 
 def test_smtp_in_front_takes_one_recipient_a_transaction(dovecot, start):
-    """What Postfix's page-long patience is for: 452 leaves the second recipient to the next run of its queue."""
-    with postfixes.private_postfix(FRONT, f"virtual_transport = smtp:[127.0.0.1]:{FILTER}\n") as postfix:
+    """Postfix keeps a recipient that was answered 452 for the next run of its queue."""
+    with postfixes.private_postfix(FRONT_SMTP, f"virtual_transport = smtp:[127.0.0.1]:{FILTER}\n") as postfix:
         start(SMTP, next_hop(dovecot, "port"))
         to = "b@example.net,c@example.net"
-        assert swaks(FRONT, "--to", to, "--header", "Subject: in turn").returncode == 0
+        assert swaks(FRONT_SMTP, "--to", to, "--header", "Subject: in turn").returncode == 0
         dovecot.box("b").one("in turn")
         until(postfix.deferred)
         assert "452 4.5.3" in postfix.log
@@ -145,10 +145,10 @@ def test_smtp_in_front_takes_one_recipient_a_transaction(dovecot, start):
 
 def test_smtp_in_front_with_one_recipient_at_a_time_needs_no_second_run(dovecot, start):
     main = f"virtual_transport = smtp:[127.0.0.1]:{FILTER}\nsmtp_destination_recipient_limit = 1\n"
-    with postfixes.private_postfix(FRONT, main) as postfix:
+    with postfixes.private_postfix(FRONT_SMTP, main) as postfix:
         start(SMTP, next_hop(dovecot, "socket"))
         to = "b@example.net,full@example.net,nobody@example.net,c@example.net"
-        assert swaks(FRONT, "--to", to, "--header", "Subject: at once", "--body", LONG).returncode == 0
+        assert swaks(FRONT_SMTP, "--to", to, "--header", "Subject: at once", "--body", LONG).returncode == 0
         for name in ("b", "c"):
             dovecot.box(name).one("at once")
         until(lambda: not postfix.queued())

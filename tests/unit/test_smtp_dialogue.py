@@ -236,11 +236,11 @@ def test_row_2_stuffed_dots_are_not_counted(lines, fits):
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n", b"\0"]), max_size=30).map(b"".join))
 def test_row_1_what_we_send_can_be_read_in_one_way_only(data):
-    wire = wire_of(data)
+    once, _ = content.normalised(data)
+    wire = wire_of(once)
     framed = b"\r\n" + wire
     assert framed.endswith(b"\r\n.\r\n") and framed.count(b"\r\n.\r\n") == 1
     assert b"\r" not in framed.replace(b"\r\n", b"") and b"\n" not in framed.replace(b"\r\n", b"")
-    once, _ = content.normalised(data)
     assert content.normalised(once) == (once, False)
     # Whatever the pieces, as long as none ends between CR and LF, the wire holds the same.
     cuts = [at for at in range(len(once)) if once[at - 1 : at + 1] != b"\r\n"]
@@ -428,6 +428,24 @@ def test_row_16_a_client_that_leaves_before_the_hand_over_leaves_nothing(running
     assert b"DATA" not in hop.lines
     if after == "scoring":
         assert running.log[-1]["client"] == "left"
+
+
+def test_row_16_a_client_that_has_said_quit_may_close_its_side_and_hears_all_replies(running_daemon):
+    """Exim sends the final dot and QUIT in one packet, closes its side, and then waits for our reply."""
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    running.scorer.gate.clear()
+    running.scorer.entered.clear()
+    with running.client() as client:
+        client.begin()
+        client.send(MAIL + b".\r\nQUIT\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert running.scorer.entered.wait(30)
+        running.scorer.gate.set()
+        assert client.reply() == b"250 2.0.0 Ok: queued as NEXT1"
+        assert client.reply().startswith(b"221 ")
+        assert client.closed()
+    assert [message.data.endswith(MAIL) for message in hop.messages] == [True]
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["close", "half-close"])

@@ -11,6 +11,7 @@ _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
 # A path in brackets may hold quoted strings, and those may hold anything, `>` and blanks included.
 _BRACKETED = re.compile(rb'<(?:[^"<>]|"(?:[^"\\]|\\.)*+")*+>')
 _BARE = re.compile(rb"[^ <>]++")
+_XTEXT = re.compile(rb"\+([0-9A-F]{2})")  # RFC 3461, 4
 _SIZE = re.compile(rb"SIZE=([0-9]{1,20})", re.IGNORECASE)
 
 
@@ -80,7 +81,7 @@ def parse(keyword: bytes, line: bytes) -> Path | None:
 
 def address_of(value: bytes) -> str | None:
     """The address of an XCLIENT attribute, "" if it is said to be unknown; None if it is no address."""
-    text = value.decode("ascii", "replace")
+    text = _XTEXT.sub(lambda found: bytes.fromhex(found[1].decode()), value).decode("ascii", "replace")
     if text.upper() in ("[UNAVAILABLE]", "[TEMPUNAVAIL]"):
         return ""
     if text[:5].upper() == "IPV6:":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
+import errno
 import socket
 import ssl
 import stat
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from spamguard.config import Config, ListenTable, Network, NextHopTable
 from spamguard.errors import ConfigError
@@ -20,7 +22,7 @@ from .journal import Journal
 from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .session import Session
-from .smtp import STOPPING, Connection
+from .smtp import STOPPING, Connection, plain
 
 _BACKLOG = 1024
 
@@ -29,11 +31,20 @@ TOO_MANY_OF_YOU = b"421 4.7.0 Too many connections from you, try again later"
 DENIED = b"554 5.7.1 Access denied"
 
 
+class _Door(socket.socket):
+    """asyncio accepts `backlog` clients at once. Out of descriptors it fails as often, and for each failure tries as
+    often again a second later. So it is told a backlog of 1, and the queue of the system is as long as it should be.
+    """
+
+    def listen(self, _backlog: int = 1, /) -> None:
+        super().listen(_BACKLOG)
+
+
 def bind(listen: ListenTable) -> socket.socket:
     """Take the port, so that one in use is found before the model is loaded; nobody is let in yet."""
     if listen.socket is not None:
         return _bind_unix(listen.socket, int(listen.socket_mode, 8))
-    bound = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
+    bound = _Door(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if listen.host == "::":
@@ -46,7 +57,7 @@ def bind(listen: ListenTable) -> socket.socket:
 
 
 def _bind_unix(path: Path, mode: int) -> socket.socket:
-    bound = socket.socket(socket.AF_UNIX)
+    bound = _Door(socket.AF_UNIX)
     try:
         if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
             path.unlink()  # left behind by a process that was killed
@@ -63,33 +74,30 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+        probe.setblocking(False)  # A server whose queue is full would have us wait; it is alive all the same.
+        return probe.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
 def is_ourselves(bound: socket.socket, hop: NextHopTable) -> bool:
     """Whether mail for the next hop would come in here again. A name that cannot be resolved is not ourselves yet."""
     near = bound.getsockname()
     if isinstance(near, str):
-        return hop.socket is not None and os.path.realpath(near) == os.path.realpath(hop.socket)
+        try:
+            return hop.socket is not None and hop.socket.samefile(near)
+        except OSError:
+            return False
     if hop.socket is not None or hop.port != near[1]:
         return False
     try:
         found = socket.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    far = {_plain(str(address[0])) for *_, address in found}
-    here = ip_address(near[0])
-    if not here.is_unspecified:
-        return _plain(near[0]) in far
+    # Who connects to the unspecified address reaches the loopback.
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not listened on)
+    far = {loopback.get(address, address) for address in (plain(str(end[0])) for *_, end in found)}
+    if not ip_address(near[0]).is_unspecified:
+        return plain(near[0]) in far
     return any(_is_local(address) for address in far)
-
-
-def _plain(peer: str) -> str:
-    """An address without its zone, and IPv4 as IPv4."""
-    address = ip_address(peer.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return str(address)
 
 
 def _is_local(address: str) -> bool:
@@ -135,11 +143,11 @@ class Listener:
         self.pipeline = pipeline
         self.quarantine = quarantine
         self.journal = journal
-        self.ends_of_ours = ends_of_ours
         self.connections: set[Connection] = set()
         self.address: tuple[str, int] | str = ""
         self._peers: Counter[str] = Counter()
         self._counted: dict[Connection, str] = {}
+        self._ends_of_ours = ends_of_ours
         self._listen = config.listen
         self._way_out = way_out
         self._server: asyncio.Server | None = None
@@ -152,9 +160,9 @@ class Listener:
         self.address = near if isinstance(near, str) else near[:2]
         try:
             if isinstance(near, str):
-                self._server = await loop.create_unix_server(self._connection, sock=bound, backlog=_BACKLOG)
+                self._server = await loop.create_unix_server(self._connection, sock=bound, backlog=1)
             else:
-                self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
+                self._server = await loop.create_server(self._connection, sock=bound, backlog=1)
         except OSError as error:
             raise ConfigError(f"listen: cannot listen on {near}: {error.strerror}") from error
 
@@ -196,6 +204,10 @@ class Listener:
             if not self._peers[peer]:
                 del self._peers[peer]
 
+    def is_own(self, far: Any, near: Any) -> bool:
+        """Whether a connection with these ends is one of ours to the next hop, seen from the other side."""
+        return (_end(far), _end(near)) in self._ends_of_ours
+
     def is_balancer(self, peer: str) -> bool:
         return _within(peer, self._listen.proxy_from)
 
@@ -208,7 +220,8 @@ class Listener:
         if self._server is not None:
             self._server.close()
             if self._listen.socket is not None:
-                self._listen.socket.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # A file left behind is taken over at the next start.
+                    self._listen.socket.unlink()
         for connection in tuple(self.connections):
             connection.dismiss()
         late: set[asyncio.Task[None]] = set()
@@ -224,11 +237,18 @@ class Listener:
         return len(late)
 
 
+def _end(address: Any) -> Any:
+    """An address of a socket as the other side sees it: what listens on `::` takes IPv4 for a kind of IPv6."""
+    if isinstance(address, tuple) and len(address) == 4 and "." in plain(address[0]):
+        return plain(address[0]), address[1]
+    return address
+
+
 def _within(peer: str, networks: tuple[Network, ...]) -> bool:
     if not networks:
         return False
     try:
-        address = ip_address(_plain(peer))
+        address = ip_address(plain(peer))
     except ValueError:  # a Unix socket, or a client gone before its address could be asked for
         return False
     return any(address in network for network in networks)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _XFORWARD_BYTES = 512
 _XCLIENT = frozenset((b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"LOGIN", b"DESTADDR", b"DESTPORT"))
 _IDLE_COMMANDS = 100  # between two messages; as Postfix's smtpd_junk_command_limit
+_EXCESS_RECIPIENTS = 1000  # of one transaction; as Postfix's smtpd_recipient_overshoot_limit
 _PASSED_ON = (b"PIPELINING", b"8BITMIME", b"SMTPUTF8", b"DSN", b"ENHANCEDSTATUSCODES")
 _NEXT_HOP_DOWN: Mapping[bytes, bytes] = dict.fromkeys(
     (b"SIZE", b"PIPELINING", b"8BITMIME", b"ENHANCEDSTATUSCODES"), b""
@@ -43,6 +44,7 @@ class Session(Connection):
         self._size_limit = listener.limits.message_bytes
         self._greeted = False
         self._idle_commands = 0
+        self._excess = 0
         verbs: dict[bytes, Verb] = {
             b"XFORWARD": self._xforward,
             b"XCLIENT": self._xclient,
@@ -72,6 +74,7 @@ class Session(Connection):
             await self._delivery.reset()
 
     def _start_over(self) -> None:
+        self._excess = 0
         self._open = Envelope(self._open.helo, self.peer, self._open.extended, lmtp=self.listener.lmtp)
 
     def greet_anew(self) -> None:
@@ -92,8 +95,7 @@ class Session(Connection):
     async def _ehlo(self, line: bytes, argument: bytes) -> None:
         if not argument.strip():
             return await self.answer(b"501 5.5.4 A host name is missing")
-        far, near = (self._writer.get_extra_info(name) for name in ("peername", "sockname"))
-        if (far, near) in self.listener.ends_of_ours:
+        if self.listener.is_own(*(self._writer.get_extra_info(name) for name in ("peername", "sockname"))):
             self.listener.journal.write("error", "loop", cause="the next hop is ourselves", peer=self.peer)
             self.leaving = True
             return await self.answer(b"554 5.4.6 This is a loop: your next server is yourself")
@@ -111,7 +113,7 @@ class Session(Connection):
             self.listener.journal.write("warning", "delivery", cause=str(error), peer=self.peer)
         offer = list(self._offer(keywords))
         lines = [self.listener.hostname.encode(), *(offer if self._open.extended else ())]
-        return await self.say(b"".join(b"250-%s\r\n" % text for text in lines[:-1]) + b"250 " + lines[-1])
+        return await self._idle(b"".join(b"250-%s\r\n" % text for text in lines[:-1]) + b"250 " + lines[-1])
 
     def _offer(self, keywords: Mapping[bytes, bytes]) -> Iterator[bytes]:
         """What the next hop and we can both do; mail that uses a keyword of ours alone would be refused there."""
@@ -149,15 +151,12 @@ class Session(Connection):
         pairs = [pair.partition(b"=") for pair in argument.split()]
         if not pairs or not all(name.upper() in _XCLIENT and value for name, _, value in pairs):
             return await self.answer(b"501 5.5.4 Bad XCLIENT")
-        refusal = None
-        for name, _, value in pairs:
-            text = envelope.address_of(value) if name.upper() == b"ADDR" else ""
-            if text is None:
-                return await self.answer(b"501 5.5.4 Bad XCLIENT address")
-            if text:
-                refusal = self.renamed(text)
+        addresses = [envelope.address_of(value) for name, _, value in pairs if name.upper() == b"ADDR"]
+        if None in addresses or len(addresses) > 1:
+            return await self.answer(b"501 5.5.4 Bad XCLIENT address")
         await self.forget()
         self.greet_anew()
+        refusal = self.renamed(addresses[0]) if addresses and addresses[0] else None
         self.leaving |= refusal is not None
         return await self.say(refusal or self.greeting())
 
@@ -201,7 +200,9 @@ class Session(Connection):
         # Behind us recipients may fare differently after DATA, and SMTP has one reply for all: one at a time, then.
         only_one = self._delivery.per_recipient and not self.listener.lmtp
         if len(self._open.recipients) >= (1 if only_one else self.listener.limits.recipients):
-            return await self.answer(b"452 4.5.3 Too many recipients")
+            self._excess += 1
+            code = b"452" if self._excess <= _EXCESS_RECIPIENTS else b"421"
+            return await self.answer(code + b" 4.5.3 Too many recipients")
         if (await self._mirror(self._delivery.rcpt(line))).startswith(b"2"):
             self._open.recipients.append(path)
         return None

@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, cast
 
 from aiosmtpd.proxy_protocol import get_proxy
@@ -32,6 +33,14 @@ _COMMAND_BYTES = 4096  # SMTPUTF8 paths and ORCPT need more than the 512 of RFC 
 _HANDSHAKE_S = 10.0  # for a PROXY header or TLS
 
 Verb = Callable[[bytes, bytes], Coroutine[Any, Any, None]]
+
+
+def plain(peer: str) -> str:
+    """An address without its zone, and IPv4 as IPv4. Raises ValueError."""
+    address = ip_address(peer.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return str(address)
 
 
 class Untimed:
@@ -103,10 +112,27 @@ class Connection(SMTP, ABC):
         self.listener.connections.add(self)
         self.task().add_done_callback(self._gone)
 
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, ConnectionError):
+            error = ConnectionResetError(str(error))  # no route, timed out: the client has gone, whatever the cause
+        super().connection_lost(error)
+        self._vacate()
+
     def _gone(self, _task: asyncio.Task[None]) -> None:
-        self._deadline.cancel()
-        self.listener.left(self)
+        self._hang_up()
+        self._vacate()
+
+    def _hang_up(self) -> None:
+        """Close once all is sent; but whoever does not read it may not keep a socket for ever with that."""
         self._writer.close()
+        if self.transport is not None:
+            self._deadline.set(self._loop_time() + self.listener.limits.idle_s)
+
+    def _vacate(self) -> None:
+        """The place is free when the socket is closed and the task has ended, whichever comes last."""
+        if self.transport is None and self.task().done():
+            self._deadline.cancel()
+            self.listener.left(self)
 
     def data_received(self, data: bytes) -> None:
         if self._data_due is not None:
@@ -139,11 +165,11 @@ class Connection(SMTP, ABC):
 
     def _timed_out(self) -> None:
         transport = self._writer.transport
-        if transport.get_write_buffer_size():
+        if transport.is_closing() or transport.get_write_buffer_size():
             transport.abort()  # A client that never reads would keep a polite close waiting for ever.
         else:
             self._writer.write(TIMED_OUT + b"\r\n")
-            transport.close()
+            self._hang_up()
 
     def untimed(self) -> Untimed:
         """The client is not to blame for the time that we take; each of our steps has its own limit."""
@@ -166,7 +192,7 @@ class Connection(SMTP, ABC):
         self.leaving = self._dismissed = True
         if not self.past_data:
             self._writer.write(STOPPING + b"\r\n")
-            self._writer.close()
+            self._hang_up()
 
     def force(self) -> None:
         """Shutdown: the time is up. The client has no 250, so it keeps its mail."""
@@ -181,12 +207,12 @@ class Connection(SMTP, ABC):
         try:
             self.touch()
             address = self._writer.get_extra_info("peername")
-            self.peer = str(address[0]) if isinstance(address, tuple) else ""
-            self._may_rename = self.listener.may_rename(self.peer)
+            self.peer = plain(address[0]) if isinstance(address, tuple) else ""
             if self.listener.is_balancer(self.peer):
                 refusal = self.listener.full() or await self._behind_balancer()
             else:
                 refusal = self.listener.full() or self.listener.refusal(self)
+            self._may_rename = self.listener.may_rename(self.peer)
             await self.say(refusal or self.greeting())
             while not (refusal or self.leaving):
                 await self._obey(await self._command())
@@ -204,21 +230,20 @@ class Connection(SMTP, ABC):
 
     async def _behind_balancer(self) -> bytes | None:
         """Read the PROXY protocol header (v1 or v2) that says who the client is."""
-        self._deadline.set(self._loop_time() + _HANDSHAKE_S)
-        try:
-            header = await get_proxy(self._reader)
-        except (LookupError, ValueError, asyncio.LimitOverrunError):
-            header = None
-        if header is None or not header.valid:
+        self._deadline.set(self._loop_time() + min(_HANDSHAKE_S, self.listener.limits.idle_s))
+        header = await get_proxy(self._reader)  # Every fault of the header is in `valid`.
+        self.touch()
+        if not header.valid:
             self.listener.journal.write("warning", "refused", peer=self.peer, cause="no valid PROXY header")
             return REFUSED
-        if header.src_addr is not None and header.command != 0:  # LOCAL: the balancer itself, to see if we live
+        # LOCAL is the balancer itself, to see if we live. UNKNOWN, UNSPEC and Unix sockets name nobody.
+        if isinstance(header.src_addr, IPv4Address | IPv6Address) and header.command != 0:
             return self.renamed(str(header.src_addr))
         return self.listener.refusal(self)
 
     def renamed(self, peer: str) -> bytes | None:
         """The client is another than the one that connected. Return the refusal, if this one may not come in."""
-        self.peer = peer
+        self.peer = plain(peer)
         return self.listener.refusal(self)
 
     async def encrypt(self, context: ssl.SSLContext) -> None:
@@ -229,6 +254,7 @@ class Connection(SMTP, ABC):
         self._reader._paused = False  # type: ignore[attr-defined]
         await self.say(b"220 2.0.0 Ready to start TLS")
         self._deadline.clear()
+        self.transport = None  # While hands are shaken, asyncio tells nobody of a connection lost.
         secured = await self.loop.start_tls(
             transport, self, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_S
         )

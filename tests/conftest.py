@@ -78,20 +78,36 @@ class Running:
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.getvalue().splitlines()]
 
-    def client(self) -> Client:
-        return Client(self.daemon.address)
+    def client(self, source: tuple[str, int] | None = None) -> Client:
+        return Client(self.daemon.address, source)
+
+    def check_alive(self) -> None:
+        """After an attack: the next normal message is scored and delivered, and nobody else is left."""
+        with self.client() as client:
+            assert client.deliver(b"Subject: still here\r\n\r\nmeeting\r\n").startswith(b"250")
+            assert client.ask(b"QUIT").startswith(b"221") and client.closed()
+        assert self.scorer.batches[-1] == [b"Subject: still here\r\n\r\nmeeting\r\n"]
+        assert [line for line in self.log if line["event"] == "message"][-1]["label"] == "ham"
+        self.wait_until_empty()
+
+    def wait_until_empty(self) -> None:
+        """Wait until every session has ended and its place is free; the test's own time limit is the limit."""
+        listener = self.daemon.listener
+        assert listener is not None
+        while listener.connections:
+            time.sleep(0.01)
 
 
 class Client:
-    """A client that sends bytes and reads replies."""
+    """A client that sends bytes and reads replies; `source` is the end it connects from."""
 
-    def __init__(self, address: tuple[str, int] | str) -> None:
+    def __init__(self, address: tuple[str, int] | str, source: tuple[str, int] | None = None) -> None:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(30)
             self.socket.connect(address)
         else:
-            self.socket = socket.create_connection(address, timeout=30)
+            self.socket = socket.create_connection(address, timeout=30, source_address=source)
         self.file = self.socket.makefile("rb")
 
     def reply(self) -> bytes:

@@ -10,7 +10,7 @@ import ssl
 import stat
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .session import Session
 from .smtp import STOPPING, Connection, plain
 
 _BACKLOG = 1024
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 TOO_MANY = b"421 4.3.2 Too many connections, try again later"
 TOO_MANY_OF_YOU = b"421 4.7.0 Too many connections from you, try again later"
@@ -210,6 +211,10 @@ class Listener:
 
     def is_balancer(self, peer: str) -> bool:
         return _within(peer, self._listen.proxy_from)
+
+    def may_forward(self, peer: str) -> bool:
+        """Who is let in from elsewhere, or through a balancer, could tell the next hop anything."""
+        return not peer or _within(peer, (*_LOOPBACK, *self._listen.xforward_from))
 
     def may_rename(self, peer: str) -> bool:
         return _within(peer, self._listen.xclient_from)

@@ -93,12 +93,12 @@ class Relay:
         self._rcpts: list[bytes] = []
 
     async def open(self) -> None:
-        hop = self._hop or self._next_hop.idle()
-        if hop is None or hop.dead:
-            self._drop()
+        """Learn what the next hop can do. Who has no transaction open holds no connection to it."""
+        hop = self._next_hop.idle()
+        if hop is None:
             hop = await self._next_hop.connect()
             if not self._next_hop.keep(hop):
-                self._hop = hop
+                hop.quit()
         self.keywords = hop.keywords
 
     async def xforward(self, line: bytes) -> bytes:

@@ -125,7 +125,7 @@ class Session(Connection):
         # LMTP must have these two (RFC 2033, 5), and our part in both does not need the next hop's.
         always = (b"PIPELINING", b"ENHANCEDSTATUSCODES") if self.listener.lmtp else ()
         yield from (keyword for keyword in _PASSED_ON if keyword in keywords or keyword in always)
-        if b"XFORWARD" in keywords:
+        if b"XFORWARD" in keywords and self.listener.may_forward(self.peer):
             yield b"XFORWARD " + keywords[b"XFORWARD"]
         if self._may_rename:
             yield b"XCLIENT " + b" ".join(sorted(_XCLIENT))
@@ -135,6 +135,8 @@ class Session(Connection):
     async def _xforward(self, line: bytes, argument: bytes) -> None:
         if b"XFORWARD" not in self._delivery.keywords:
             return await self.answer(b"502 5.5.1 XFORWARD is not offered")
+        if not self.listener.may_forward(self.peer):
+            return await self.answer(b"550 5.7.0 Not authorized")
         if self._open.sender is not None:
             return await self.answer(b"503 5.5.1 A transaction is open")
         if not argument.strip() or len(line) > _XFORWARD_BYTES:

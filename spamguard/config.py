@@ -126,6 +126,9 @@ class ListenTable(Table):
         (), description="load balancers: must begin with a PROXY header (v1, v2), and allow_from is for those behind"
     )
     xclient_from: tuple[Network, ...] = Field((), description="networks that may name another client by XCLIENT")
+    xforward_from: tuple[Network, ...] = Field(
+        (), description="networks that may name the client by XFORWARD; loopback and Unix sockets always may"
+    )
     tls: Literal["off", "may", "require"] = Field("off", description="STARTTLS: not offered, offered, or demanded")
     tls_certificate: Path | None = Field(None, description="PEM file with our certificate and its chain")
     tls_key: Path | None = Field(None, description="PEM file with its key; unset: it is in `tls_certificate`")
@@ -140,7 +143,7 @@ class ListenTable(Table):
         ip_address(host)
         return host
 
-    @field_validator("allow_from", "proxy_from", "xclient_from", mode="before")
+    @field_validator("allow_from", "proxy_from", "xclient_from", "xforward_from", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
@@ -171,7 +174,7 @@ class NextHopTable(Table):
     )
     tls_ca: Path | None = Field(None, description="PEM file with the authorities to trust; unset: the system's")
     tls_name: str = Field("", description="name that the certificate must have; empty: `host`")
-    idle_connections: int = Field(20, ge=0, description="connections kept open for the next message")
+    idle_connections: int = Field(20, ge=1, description="connections kept open for the next message")
     idle_s: float = Field(30, gt=0, description="how long they are kept")
     connect_timeout_s: float = Field(30, gt=0, description="time to connect")
     reply_timeout_s: float = Field(100, gt=0, description="time to wait for the reply to a command")

@@ -360,3 +360,17 @@ def test_row_27_xforward_goes_no_further_than_the_next_hop_wants(running_daemon)
         assert client.ask(b"XFORWARD ADDR=192.0.2.1").startswith(b"502")
     running.wait_until_empty()
     assert not any(line.startswith(b"XFORWARD") for line in hop.lines)
+
+
+@pytest.mark.parametrize(("listed", "may"), [([], False), (["198.51.100.0/24"], False), (["192.0.2.0/24"], True)])
+def test_row_27_xforward_is_for_those_who_are_trusted_with_it(running_daemon, listed, may):
+    """Whoever comes through a balancer is a stranger, and must not tell the next hop that he is somebody else."""
+    hop = FakeNextHop()
+    running = running_daemon(hop, listen=listen(proxy_from=["127.0.0.1"], xforward_from=listed))
+    with running.client() as client:
+        client.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 25\r\n")
+        assert (b"XFORWARD" in client.greet()) is may
+        reply = client.ask(b"XFORWARD ADDR=203.0.113.1")
+        assert reply == (b"250 2.0.0 Ok" if may else b"550 5.7.0 Not authorized")
+    running.wait_until_empty()
+    assert any(line.startswith(b"XFORWARD") for line in hop.lines) is may

@@ -197,16 +197,6 @@ def test_idle_connections_are_few_and_do_not_stay(running_daemon):
         time.sleep(0.01)
 
 
-def test_without_idle_connections_each_transaction_has_its_own(running_daemon):
-    hop = FakeNextHop()
-    running = running_daemon(hop, next_hop={"idle_connections": 0})
-    for _ in range(2):
-        with running.client() as client:
-            client.greet()
-            assert send(client).startswith(b"250")
-    assert hop.connections == 2
-
-
 def test_a_unix_socket_is_a_next_hop(running_daemon, tmp_path):
     hop = FakeNextHop(lmtp=True, unix=tmp_path / "hop")
     with running_daemon(hop).client() as client:

@@ -71,6 +71,9 @@ class _Record:
         for share in self.shares:
             share.answer(reply)
 
+    def envelope_of(self, share: _Share) -> Envelope:
+        return self.envelope if len(self.shares) == 1 else self.envelope.only(share.places)
+
 
 class Handover:
     """`break_off` is for the end of a shutdown alone: until then, a hand-over that has begun is finished.
@@ -186,7 +189,7 @@ class Handover:
         disposition = share.disposition
         assert disposition is not None
         message = content.with_beginning(disposition.data)
-        envelope = record.envelope.only(share.places) if len(record.shares) > 1 else record.envelope
+        envelope = record.envelope_of(share)
         if disposition.fate is Fate.REJECT:
             share.answer(disposition.reply or b"550 5.7.1 Message refused")
         elif disposition.fate is Fate.QUARANTINE:
@@ -221,7 +224,7 @@ class Handover:
             self._journal.message(
                 record.id,
                 self._ingress,
-                record.envelope.only(share.places),
+                record.envelope_of(share),
                 record.size,
                 share.disposition,
                 worst,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -34,6 +35,8 @@ _FIXED = ("state_dir", "listen", "next_hop", "maildir", "quarantine", "limits", 
 
 # What is open beside the connections: libraries, the model's files, threads' pipes, the feature store.
 _OTHER_FILES = 200
+
+_GARBAGE = 10_000  # objects; what a message leaves behind in cycles is a few dozen
 
 
 class Scorer(batcher.Scorer[Any], Protocol):
@@ -85,6 +88,10 @@ class Daemon:
             return
         try:
             await starting
+            # What is loaded now stays: the collector need not look at it again and again, nor after so few objects.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GARBAGE, 20, 20)
             reloads = asyncio.create_task(self._reload_whenever(reload))
             await stopping
             reloads.cancel()

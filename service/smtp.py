@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,7 @@ _HANDSHAKE_S = 10.0  # for a PROXY header or TLS
 Verb = Callable[[bytes, bytes], Coroutine[Any, Any, None]]
 
 
+@lru_cache(1024)
 def plain(peer: str) -> str:
     """An address without its zone, and IPv4 as IPv4. Raises ValueError."""
     address = ip_address(peer.partition("%")[0])

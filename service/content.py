@@ -25,13 +25,18 @@ class TooBig(Exception):
 
 
 class Spool:
-    """A file without a name, read by position. Several threads may use it: one may come late and find it closed."""
+    """A file without a name, read by position. Several threads may use it: one may come late and find it closed.
+
+    It is closed with its last user at the latest.
+    """
+
+    _descriptor: int | None = None
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError."""
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            self._descriptor: int | None = os.dup(file.fileno())
-        self._lock = Lock()
+            self._lock = Lock()
+            self._descriptor = os.dup(file.fileno())
         self.size = 0
 
     def write(self, data: bytes) -> None:
@@ -54,8 +59,15 @@ class Spool:
         return self._descriptor
 
     def close(self) -> None:
-        with self._lock:
-            descriptor, self._descriptor = self._descriptor, None
+        """At once, or if a thread is busy with it when that lets go: nobody waits for a slow disk here."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.__del__()
+            finally:
+                self._lock.release()
+
+    def __del__(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
@@ -151,8 +163,8 @@ class _Incoming:
             if self._size > self._limit:
                 raise TooBig
             await self._keep(plain)
-        except (TooBig, OSError) as fault:
-            # The rest is read and dropped, so that the client hears why.
+        except Exception as fault:
+            # The rest is read and dropped: so the client hears why, and none of it is ever read as a command.
             self._fault = fault
             self._held.clear()
             self.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spamguard.errors import DeliveryError
 
 from . import content, envelope
-from .delivery import Delivery, storage_fault
+from .delivery import OUR_FAULT, Delivery, storage_fault
 from .envelope import Envelope
 from .handover import TOO_BIG, Handover
 from .smtp import REFUSED, Connection, Verb
@@ -22,9 +22,7 @@ _XCLIENT = frozenset((b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"LOGIN", b"
 _IDLE_COMMANDS = 100  # between two messages; as Postfix's smtpd_junk_command_limit
 _EXCESS_RECIPIENTS = 1000  # of one transaction; as Postfix's smtpd_recipient_overshoot_limit
 _PASSED_ON = (b"PIPELINING", b"8BITMIME", b"SMTPUTF8", b"DSN", b"ENHANCEDSTATUSCODES")
-_NEXT_HOP_DOWN: Mapping[bytes, bytes] = dict.fromkeys(
-    (b"SIZE", b"PIPELINING", b"8BITMIME", b"ENHANCEDSTATUSCODES"), b""
-)
+_NEXT_HOP_DOWN: Mapping[bytes, bytes] = dict.fromkeys((b"SIZE", *_PASSED_ON), b"")
 
 
 class Session(Connection):
@@ -103,13 +101,14 @@ class Session(Connection):
             await self.forget()
         self._greeted = True
         self._open = Envelope(argument.strip(), self.peer, line[:4].upper() != b"HELO", lmtp=self.listener.lmtp)
-        keywords = _NEXT_HOP_DOWN
         try:
             with self.untimed():
                 await self._delivery.open()
             keywords = self._delivery.keywords
         except DeliveryError as error:
-            # EHLO must never fail (Postfix, SMTPD_PROXY_README); MAIL will be answered 451.
+            # EHLO must never fail (Postfix, SMTPD_PROXY_README); MAIL will be answered 451. Who misses SMTPUTF8 here
+            # would bounce the mail that needs it, in place of waiting.
+            keywords = self._delivery.keywords or _NEXT_HOP_DOWN
             self.listener.journal.write("warning", "delivery", cause=str(error), peer=self.peer)
         offer = list(self._offer(keywords))
         lines = [self.listener.hostname.encode(), *(offer if self._open.extended else ())]
@@ -220,9 +219,12 @@ class Session(Connection):
         try:
             await self.say(b"354 End data with <CR><LF>.<CR><LF>")
             replies = await self._message()
+            await self.say(b"\r\n".join(replies) if self.listener.lmtp else replies[0])
             await self.forget()
             self._idle_commands = 0
-            await self.say(b"\r\n".join(replies) if self.listener.lmtp else replies[0])
+        except Exception:
+            self.leaving = True  # What of the message has not been read must not be read as commands.
+            raise
         finally:
             self.past_data = False
         return None
@@ -238,6 +240,8 @@ class Session(Connection):
             raise
         except OSError as error:
             return self._handover.refuse(self._open, storage_fault(error), f"spool: {error}")
+        except Exception as error:
+            return self._handover.refuse(self._open, OUR_FAULT, repr(error))
         try:
             with self.untimed():
                 return await self._handover.message(self._open, message)

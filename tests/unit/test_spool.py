@@ -167,3 +167,37 @@ def test_pieces_never_end_between_cr_and_lf(tmp_path):
     assert b"".join(pieces) == b"a\r\nb\r\n" + b"x" * (2**18 - 5) + b"\r\nend"
     assert not any(piece.endswith(b"\r") for piece in pieces) and len(pieces) == 3
     assert message.size == len(b"".join(pieces)) and message.rest() == b"".join(pieces)[2:]
+
+
+@pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
+def test_row_1_after_a_fault_of_ours_the_rest_of_the_message_is_not_read_as_commands(
+    running_daemon, monkeypatch, protocol
+):
+    """No thread can be started for the spool: an unforeseen fault in the middle of the content."""
+
+    def broken(*_):
+        raise RuntimeError("can't start new thread")
+
+    hop = FakeNextHop()
+    running = running_daemon(hop, limits=SMALL_MEMORY, listen={"port": 0, "protocol": protocol})
+    with running.client() as client:
+        client.greet()
+        for line in (b"MAIL FROM:<a@b>", b"RCPT TO:<c@d>", b"RCPT TO:<e@f>"):
+            assert client.ask(line).startswith(b"250")
+        assert client.ask(b"DATA").startswith(b"354")
+        monkeypatch.setattr(Spool, "__init__", broken)
+        evil = b"MAIL FROM:<evil@x>\r\nRCPT TO:<evil@x>\r\nDATA\r\nevil\r\n"
+        client.send(HEAD + b"x" * 400_000 + b"\r\n" + evil + b".\r\nNOOP\r\n")
+        replies = client.replies(3 if protocol == "lmtp" else 2)
+        assert [reply[:9] for reply in replies] == [b"451 4.3.0"] * (len(replies) - 1) + [b"250 2.0.0"]
+    assert not [line for line in hop.lines if b"evil" in line]
+
+
+def test_a_spool_lets_go_of_its_file_when_nobody_has_it_any_more(tmp_path):
+    spool = Spool(tmp_path)
+    assert len(open_files(tmp_path)) == 1
+    with spool._lock:
+        spool.close()
+        assert len(open_files(tmp_path)) == 1, "somebody is busy with it"
+    del spool
+    assert open_files(tmp_path) == []

@@ -219,6 +219,8 @@ class Hop(asyncio.Protocol):
         """STARTTLS (RFC 3207). What came behind the 220 was not protected, so nothing of it may be believed."""
         reply = await self.ask(b"STARTTLS")
         if reply.code != 220:
+            if self._table.tls == "may":
+                return
             raise DeliveryError(f"STARTTLS: {reply.raw!r}", NO_TLS)
         if not self.idle or self._transport is None:
             raise DeliveryError("plaintext behind the reply to STARTTLS", NO_TLS)
@@ -244,25 +246,30 @@ async def connect(table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | No
     """
     hop: Hop | None = None
     try:
-        hop = await _opened(table, ends)
-        greeting = await hop.reply("greeting", table.reply_timeout_s)
-        if greeting.code != 220:
-            raise DeliveryError(f"greeting: {greeting.raw!r}", NOT_REACHED)
-        hop.keywords = await _hello(hop, table, hostname)
-        if tls is not None and (b"STARTTLS" in hop.keywords or table.tls != "may"):
-            if b"STARTTLS" not in hop.keywords:
-                raise DeliveryError("STARTTLS is not offered", NO_TLS)
-            await hop.encrypt(tls, table.tls_name or table.host)
-            hop.keywords = await _hello(hop, table, hostname)
-    except DeliveryError as error:
+        async with asyncio.timeout(table.connect_timeout_s + table.reply_timeout_s):
+            hop = await _opened(table, ends)
+            await _greet(hop, table, hostname, tls)
+    except BaseException as error:
         if hop is not None:
             hop.abort()
-        raise DeliveryError(str(error), NO_TLS if error.reply == NO_TLS else NOT_REACHED) from error
-    except BaseException:
-        if hop is not None:
-            hop.abort()
+        if isinstance(error, TimeoutError):
+            raise DeliveryError("greeting: timeout", NOT_REACHED) from error
+        if isinstance(error, DeliveryError):
+            raise DeliveryError(str(error), NO_TLS if error.reply == NO_TLS else NOT_REACHED) from error
         raise
     return hop
+
+
+async def _greet(hop: Hop, table: NextHopTable, hostname: bytes, tls: ssl.SSLContext | None) -> None:
+    greeting = await hop.reply("greeting", table.reply_timeout_s)
+    if greeting.code != 220:
+        raise DeliveryError(f"greeting: {greeting.raw!r}", NOT_REACHED)
+    hop.keywords = await _hello(hop, table, hostname)
+    if tls is not None and (b"STARTTLS" in hop.keywords or table.tls != "may"):
+        if b"STARTTLS" not in hop.keywords:
+            raise DeliveryError("STARTTLS is not offered", NO_TLS)
+        await hop.encrypt(tls, table.tls_name or table.host)
+        hop.keywords = await _hello(hop, table, hostname)
 
 
 async def _opened(table: NextHopTable, ends: set[object]) -> Hop:
@@ -285,6 +292,8 @@ async def _hello(hop: Hop, table: NextHopTable, hostname: bytes) -> Mapping[byte
         reply = await hop.ask(greeting + hostname)
         if reply.code == 250:
             break
+        if reply.code < 500:  # It may do later what it cannot now; what it can do is not to be guessed from HELO.
+            raise DeliveryError(f"{greeting.decode()}: {reply.raw!r}", NOT_REACHED)
     else:
         raise DeliveryError(f"{greeting.decode()}: {reply.raw!r}", NOT_REACHED)
     if greeting == b"HELO ":

@@ -28,12 +28,16 @@ class NextHop:
         self._table = table
         self._hostname = hostname.encode("ascii", "replace")
         self._tls = tls
+        self.keywords: Mapping[bytes, bytes] = {}
+        """What the next hop could do when it was asked last."""
         self._idle: deque[tuple[Hop, float]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def connect(self) -> Hop:
         """A new connection. Raises DeliveryError."""
-        return await connect(self._table, self._hostname, self._tls, self.ends)
+        hop = await connect(self._table, self._hostname, self._tls, self.ends)
+        self.keywords = hop.keywords
+        return hop
 
     def idle(self) -> Hop | None:
         """The youngest idle connection that is alive; it stays where it is."""
@@ -84,10 +88,11 @@ class Relay:
     """
 
     def __init__(self, next_hop: NextHop) -> None:
-        self.keywords: Mapping[bytes, bytes] = {}
+        self.keywords = next_hop.keywords
         self.per_recipient = next_hop.per_recipient
         self._next_hop = next_hop
         self._hop: Hop | None = None
+        self._begun = False  # Something has been said on the connection since it was taken.
         self._forward: list[bytes] = []  # the XFORWARD lines
         self._mail: list[bytes] = []
         self._rcpts: list[bytes] = []
@@ -123,12 +128,13 @@ class Relay:
     async def _say(self, line: bytes) -> Reply:
         """A command before the content. A connection that proves dead is replaced by a new one, once."""
         kept = fresh = False
-        if self._hop is None:
+        if self._hop is None and not (self._forward or self._mail):
             self._hop = self._next_hop.take()
             kept = self._hop is not None
         if self._hop is None:
             self._hop = await self._anew(self._rcpts)
             fresh = True
+        self._begun = True
         try:
             reply = await self._hop.ask(line)
             # A server that has had enough of an idle connection says 421 to whatever comes next.
@@ -143,7 +149,7 @@ class Relay:
     async def _anew(self, rcpts: list[bytes]) -> Hop:
         """A new connection, brought to where the transaction stands. Raises DeliveryError if it is refused there."""
         self._drop()
-        hop = await self._next_hop.connect()
+        self._hop = hop = await self._next_hop.connect()
         await self._repeat(hop, rcpts)
         return hop
 
@@ -151,12 +157,17 @@ class Relay:
         for line in (*self._forward, *self._mail, *rcpts):
             reply = await hop.ask(line)
             if not reply.positive:
-                hop.abort()
+                self._drop()
                 raise DeliveryError(f"said again, and refused: {reply.raw[:200]!r}", LOST)
 
+    async def _begin_again(self, hop: Hop, rcpts: list[bytes]) -> None:
+        if not (await hop.ask(b"RSET")).positive:
+            raise Gone("RSET is refused", LOST)
+        await self._repeat(hop, rcpts)
+
     async def reset(self) -> None:
-        hop, begun = self._hop, self._forward or self._mail
-        self._forward, self._mail, self._rcpts = [], [], []
+        hop, begun = self._hop, self._begun
+        self._begun, self._forward, self._mail, self._rcpts = False, [], [], []
         try:
             if hop is not None and begun:
                 hop.strain += 1
@@ -183,10 +194,10 @@ class Relay:
         """Say DATA in a transaction that has these recipients and no others."""
         fresh = False
         if self._hop is not None and self._rcpts != rcpts:
-            if not (await self._hop.ask(b"RSET")).positive:
+            try:
+                await self._begin_again(self._hop, rcpts)
+            except Gone:
                 self._drop()
-            else:
-                await self._repeat(self._hop, rcpts)
         if self._hop is None:
             self._hop = await self._anew(rcpts)
             fresh = True
@@ -210,7 +221,8 @@ class Relay:
                 if 300 <= reply.code < 400:
                     raise DeliveryError(f"unexpected reply to the content: {reply.raw[:200]!r}", UNEXPECTED)
                 replies.append(reply.raw)
-            hop.strain = 0
+            if any(reply[:1] == b"2" for reply in replies):
+                hop.strain = 0
         except BaseException as error:
             hop.abort()
             if not isinstance(error, DeliveryError) or not replies:
@@ -232,6 +244,6 @@ class Relay:
         self._drop()
 
     async def close(self) -> None:
-        if self._forward or self._mail:
+        if self._begun:
             self._drop()
         self._give_back()

@@ -208,6 +208,16 @@ def test_in_smtp_a_place_in_the_quarantine_that_is_lost_at_the_last_moment_is_a_
     assert [line["partly_delivered"] for line in lines] == [True, True]
 
 
+def test_who_is_refused_when_said_again_takes_nobody_with_him(running_daemon):
+    """Tagged and plain are two transactions behind us; the first is refused, the second goes through."""
+    hop = FakeNextHop(RCPT=[b"250 ok", b"250 ok", b"450 4.2.0 not you, not now", b"250 ok"])
+    with running_daemon(hop, listen=LMTP, policy=OWN).client() as client:
+        accepted(client, b"tagged@x", b"plain@x")
+        client.send(SPAM + b".\r\n")
+        assert [reply[:9] for reply in client.replies(2)] == [b"451 4.4.2", b"250 2.0.0"]
+    assert [message.rcpt for message in hop.messages] == [[b"RCPT TO:<plain@x>"]]
+
+
 @pytest.mark.parametrize("protocol", [LMTP, SMTP], ids=["lmtp", "smtp"])
 def test_a_quarantine_that_cannot_be_written_is_temporary(running_daemon, tmp_path, protocol, monkeypatch):
     hop = FakeNextHop()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.fakes import DROP, EHLO, END_OF_DATA, FakeNextHop
+from tests.fakes import DROP, EHLO, END_OF_DATA, GREETING, HANG, FakeNextHop
 
 MAIL = b"Subject: hi\r\n\r\nmeeting\r\n"
 
@@ -243,3 +243,96 @@ def test_the_end_of_data_is_the_only_promise(running_daemon):
         client.greet()
         assert send(client).startswith(b"451")
     assert END_OF_DATA in hop.step_reached
+
+
+def test_a_transaction_that_lost_its_connection_never_goes_on_upon_anothers(running_daemon):
+    """While nothing can be reached the recipient is put off; then the whole of it is said again, or nothing."""
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    with running.client() as one, running.client() as two:
+        for client in (one, two):
+            client.greet()
+        one.ask(b"XFORWARD NAME=spike")
+        assert one.ask(b"MAIL FROM:<one@b>").startswith(b"250")
+        assert two.ask(b"MAIL FROM:<two@b>").startswith(b"250")
+        hop.script["RCPT"] = DROP
+        hop.script[GREETING] = DROP
+        assert one.ask(b"RCPT TO:<c@d>").startswith(b"451")
+        hop.script |= {"RCPT": b"250 ok", GREETING: b"220 back"}
+        assert two.ask(b"RSET").startswith(b"250"), "its connection is in the pool now"
+        assert one.ask(b"RCPT TO:<c@d>").startswith(b"250")
+        assert one.ask(b"DATA").startswith(b"354")
+        assert one.ask(MAIL + b".").startswith(b"250")
+    (message,) = hop.messages
+    assert (message.mail, message.rcpt) == (b"MAIL FROM:<one@b>", [b"RCPT TO:<c@d>"])
+    assert message.xforward == [b"XFORWARD NAME=spike"]
+
+
+@pytest.mark.parametrize("word", [b"XFORWARD ADDR=192.0.2.9 PORT=bad", b"MAIL FROM:<a@b>"])
+def test_what_was_refused_may_have_left_something_behind(running_daemon, word):
+    """Postfix takes the attributes of XFORWARD one by one, up to the bad one."""
+    hop = FakeNextHop(XFORWARD=b"501 5.5.4 Bad PORT", MAIL=[b"451 4.3.0 not now", b"250 ok"])
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.greet()
+        assert client.ask(word)[:1] in b"45"
+        if word.startswith(b"XF"):
+            hop.script["MAIL"] = b"250 ok"
+        assert client.ask(b"RSET").startswith(b"250")
+    with running.client() as client:
+        client.greet()
+        assert send(client).startswith(b"250")
+    at = hop.lines.index(word)
+    assert hop.lines[at + 1] == b"RSET"
+
+
+def test_a_passing_refusal_of_ehlo_is_no_reason_for_helo(running_daemon):
+    hop = FakeNextHop(EHLO=[b"451 4.3.2 busy", EHLO])
+    with running_daemon(hop).client() as client:
+        assert client.greet().startswith(b"250")
+        assert client.ask(b"MAIL FROM:<a@b> BODY=8BITMIME").startswith(b"250")
+    assert b"HELO filter.example" not in hop.lines
+
+
+def test_what_the_next_hop_could_do_last_is_offered_while_it_is_down(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    with running.client() as client:
+        known = client.greet()
+    close_idle(running, hop)
+    hop.script[GREETING] = DROP
+    with running.client() as client:
+        assert client.greet() == known
+        assert client.ask(b"MAIL FROM:<a@b> SMTPUTF8").startswith(b"451 4.4.1")
+
+
+def test_refused_content_is_an_error_like_any_other(running_daemon):
+    hop = FakeNextHop(dot=b"554 5.7.1 no")
+    with running_daemon(hop).client() as client:
+        client.greet()
+        for number in range(8):
+            assert send(client, number).startswith(b"554")
+    assert hop.connections == 2
+
+
+def test_the_reply_does_not_wait_for_the_next_hop_to_forget(running_daemon):
+    hop = FakeNextHop(RSET=HANG)
+    with running_daemon(hop, policy={"spam": "quarantine"}).client() as client:
+        client.begin()
+        client.send(b"viagra\r\n.\r\n")
+        assert client.reply().startswith(b"250 2.0.0 Ok: held as ")
+        assert hop.step_reached["RSET"].wait(30)
+
+
+def test_a_client_that_leaves_while_all_is_said_again_leaves_no_connection(running_daemon):
+    hop = FakeNextHop()
+    running = running_daemon(hop)
+    with running.client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+        hop.step_reached["MAIL"].clear()
+        hop.script |= {"RCPT": DROP, "MAIL": HANG}
+        client.send(b"RCPT TO:<c@d>\r\n")
+        assert hop.step_reached["MAIL"].wait(30)
+    while running.daemon.next_hop.ends:
+        time.sleep(0.01)

@@ -327,7 +327,8 @@ def test_row_15_a_next_hop_that_is_not_there(running_daemon):
     running = running_daemon(next_hop={"host": "127.0.0.1", "port": port})
     with running.client() as client:
         assert client.greet() == (
-            b"250-filter.example\r\n250-SIZE 33554432\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES"
+            b"250-filter.example\r\n250-SIZE 33554432\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
+            b"250-DSN\r\n250 ENHANCEDSTATUSCODES"
         )
         assert client.ask(b"MAIL FROM:<a@b>").startswith(b"451 4.4.1")
         hop = FakeNextHop()

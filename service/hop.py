@@ -309,7 +309,7 @@ def tls_context(table: NextHopTable) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=str(table.tls_ca) if table.tls_ca else None)
     except OSError as error:
-        raise ConfigError(f"next_hop.tls_ca: {table.tls_ca}: {error}") from error
+        raise ConfigError(f"next_hop.tls_ca: {table.tls_ca}: {error.strerror or error}") from error
     if table.tls != "verify":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

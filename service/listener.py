@@ -118,7 +118,7 @@ def server_tls(listen: ListenTable) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(str(listen.tls_certificate), str(listen.tls_key) if listen.tls_key else None)
     except OSError as error:
-        raise ConfigError(f"listen.tls_certificate: {listen.tls_certificate}: {error}") from error
+        raise ConfigError(f"listen.tls_certificate: {listen.tls_certificate}: {error.strerror or error}") from error
     return context
 
 

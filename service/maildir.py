@@ -40,7 +40,7 @@ class Maildir:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         return final
 
     def create(self) -> None:
@@ -52,7 +52,7 @@ class Maildir:
         for missing in (self.path, folder, *(folder / part for part in ("tmp", "new", "cur"))):
             if not missing.is_dir():
                 missing.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync_folder(missing.parent)
+                sync_folder(missing.parent)
         if folder != self.path and not (folder / "maildirfolder").exists():
             (folder / "maildirfolder").touch(0o600)
 
@@ -137,7 +137,7 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
     return size
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

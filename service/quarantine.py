@@ -19,6 +19,7 @@ from spamguard.verdict import Verdict
 
 from .envelope import Envelope
 from .envelope import Path as Mailbox
+from .maildir import sync_folder
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _MESSAGE, _ENVELOPE = "message.eml", "envelope.json"
@@ -52,7 +53,7 @@ class Staged:
         except OSError:
             self.discard()
             raise
-        _sync(self.final.parent)
+        sync_folder(self.final.parent)
 
     def discard(self) -> None:
         """Forget it; after commit() this does nothing. What cannot be removed now is a leftover."""
@@ -72,7 +73,7 @@ class Quarantine:
         for missing in (self._folder, self._tmp, self._held):
             if not missing.is_dir():
                 missing.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync(missing.parent)
+                sync_folder(missing.parent)
         for left in self._tmp.iterdir():
             if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
                 shutil.rmtree(left, ignore_errors=True)
@@ -86,7 +87,7 @@ class Quarantine:
             said = {"version": _VERSION, "id": message_id, "received": time.time(), "size": size, "sha256": digest}
             said |= _envelope_said(envelope) | {"verdict": _verdict_said(verdict)}
             _write(staged.temporary / _ENVELOPE, [json.dumps(said, indent=1).encode()])
-            _sync(staged.temporary)
+            sync_folder(staged.temporary)
         except BaseException:
             staged.discard()
             raise
@@ -195,11 +196,3 @@ def _read(folder: int, name: str, limit: int) -> bytes:
         if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
             raise ValueError(f"{name} is not what we wrote")
         return file.read(limit + 1)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

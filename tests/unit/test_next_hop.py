@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 
@@ -336,3 +337,19 @@ def test_a_client_that_leaves_while_all_is_said_again_leaves_no_connection(runni
         assert hop.step_reached["MAIL"].wait(30)
     while running.daemon.next_hop.ends:
         time.sleep(0.01)
+
+
+def test_a_next_hop_that_takes_its_time_at_each_step_is_given_up(running_daemon):
+    """Each reply is in time, but all of them together would keep the client waiting at EHLO."""
+
+    class Slow(FakeNextHop):
+        async def _play(self, step, writer):
+            await asyncio.sleep(0.35)
+            return await super()._play(step, writer)
+
+    hop = Slow(EHLO=b"502 5.5.1 what?", HELO=b"502 5.5.1 what?")
+    running = running_daemon(hop, next_hop={"connect_timeout_s": 0.3, "reply_timeout_s": 0.5})
+    with running.client() as client:
+        client.greet()
+    assert b"HELO filter.example" in hop.lines
+    assert [line["cause"] for line in running.log if line["event"] == "delivery"] == ["greeting: timeout"]

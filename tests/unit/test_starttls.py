@@ -198,6 +198,13 @@ def test_refused_starttls_is_no_reason_to_go_on_in_plain(running_daemon):
     assert not [line for line in hop.lines if line.startswith(b"MAIL")]
 
 
+def test_refused_starttls_is_no_hindrance_where_it_is_welcome_but_not_demanded(running_daemon):
+    hop = FakeNextHop(STARTTLS=b"454 4.7.0 not now")
+    with running_daemon(hop, next_hop={"tls": "may"}).client() as client:
+        client.greet()
+        assert client.ask(b"MAIL FROM:<a@b>").startswith(b"250")
+
+
 def test_contexts_follow_the_table(certificates):
     assert tls_context(NextHopTable(host="h")) is None
     checked = tls_context(NextHopTable(host="h", tls="verify", tls_ca=certificates.ca))

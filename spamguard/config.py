@@ -20,6 +20,7 @@ UnsureAction = Literal["tag", "pass", "quarantine"]
 SpamAction = Literal["tag", "pass", "quarantine", "reject"]
 Network = IPv4Network | IPv6Network
 
+INBOX = "INBOX"
 SYSTEM_FILE = Path("/etc/spamguard/spamguard.toml")
 
 
@@ -108,12 +109,17 @@ class QuarantineTable(Table):
     """Where mail is held that a policy quarantines."""
 
     path: Path | None = Field(None, description="the folder; unset: `quarantine` in the state folder")
+    keep_days: float = Field(30, gt=0, description="what is older is deleted, by the daemon or `quarantine expire`")
+    keep_messages: int = Field(100_000, ge=0, description="of more the oldest are deleted; 0: no limit")
+    keep_bytes: int = Field(10_737_418_240, ge=0, description="of more the oldest are deleted; 0: no limit")
 
 
 class ListenTable(Table):
     """Where the proxy listens, and whom it lets in."""
 
-    protocol: Literal["smtp", "lmtp"] = Field("smtp", description="what is spoken; LMTP answers for each recipient")
+    protocol: Literal["smtp", "lmtp", "off"] = Field(
+        "smtp", description="what is spoken; LMTP answers for each recipient; `off`: nobody is let in, see `[watch]`"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; `::` takes IPv4 as well")
     port: int = Field(10025, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     socket: Path | None = Field(None, description="Unix socket to listen on, in place of host and port")
@@ -200,9 +206,58 @@ class MaildirTable(Table):
     @field_validator("junk")
     @classmethod
     def _maildir_folder(cls, value: str) -> str:
-        if value and (not value.startswith(".") or "/" in value or "\0" in value or value in {".", ".."}):
-            raise ValueError(f"{value!r} is no Maildir++ folder: it must begin with a dot and hold no slash")
+        return _folder_name(value) if value else value
+
+
+class WatchTable(Table):
+    """Maildirs whose new mail is judged where it lies, and where what the user moves is a label."""
+
+    maildirs: tuple[Path, ...] = Field(
+        (), description='Maildirs, with all their folders; `*` stands for any name: `"/var/mail/*/Maildir"`'
+    )
+    folders: tuple[str, ...] = Field(
+        ("INBOX",), description='folders whose new mail is judged, as `".Lists"`; `INBOX` is the Maildir itself'
+    )
+    junk: str = Field(".Junk", description="folder that spam is moved to; empty: spam stays, it is only logged")
+    create_junk: bool = Field(True, description="create that folder when missing; else it is an error")
+    trash: tuple[str, ...] = Field(
+        (".Trash", ".Deleted Items", ".Deleted Messages"), description="what is moved here says nothing"
+    )
+    tag: bool = Field(False, description="put our headers into mail that is still in `new/`, as a new file")
+    quiet_s: float = Field(60, ge=0, description="how long a message must stay where the user put it to be a label")
+    rescan_s: float = Field(300, gt=0, description="time between two looks at everything, for what no event told")
+    poll_s: float = Field(0, ge=0, description="look so often in place of waiting for events, as on NFS; 0: events")
+    concurrency: int = Field(16, ge=1, le=1000, description="messages judged at once")
+
+    @field_validator("junk", "folders", "trash")
+    @classmethod
+    def _maildir_folders(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (value,) if isinstance(value, str) else value:
+            if name != INBOX and (name or not isinstance(value, str)):
+                _folder_name(name)
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> WatchTable:
+        if self.junk == INBOX or self.junk in self.folders or self.junk in self.trash:
+            raise ValueError(f"junk = {self.junk!r} must be none of folders and trash")
+        return self
+
+
+def _folder_name(value: str) -> str:
+    if not value.startswith(".") or "/" in value or "\0" in value or value in {".", ".."}:
+        raise ValueError(f"{value!r} is no Maildir++ folder: it must begin with a dot and hold no slash")
+    return value
+
+
+class LearningTable(Table):
+    """When labels that users gave (by moving mail, or `spamguard labels add`) lead to a new head."""
+
+    refit: Literal["off", "suggest", "on"] = Field(
+        "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"
+    )
+    after: int = Field(20, ge=1, description="new labels after which it is time")
+    hour: int | None = Field(None, ge=0, le=23, description="hour of the day at which one new label is enough")
 
 
 class BatchTable(Table):
@@ -255,12 +310,18 @@ class Config(Table):
     listen: ListenTable = ListenTable()
     next_hop: NextHopTable = NextHopTable()
     maildir: MaildirTable = MaildirTable()
+    watch: WatchTable = WatchTable()
+    learning: LearningTable = LearningTable()
     batch: BatchTable = BatchTable()
     limits: LimitsTable = LimitsTable()
     log: LogTable = LogTable()
 
     @model_validator(mode="after")
     def _reachable(self) -> Config:
+        if self.listen.protocol == "off":
+            if not self.watch.maildirs:
+                raise ValueError('listen.protocol = "off" and no watch.maildirs: there is nothing to do')
+            return self
         if self.listen.socket is not None or self.next_hop.socket is not None:
             if self.listen.socket == self.next_hop.socket:
                 raise ValueError(f"next_hop is our own listener {self.listen.socket}")
@@ -284,6 +345,15 @@ class Config(Table):
     @property
     def maildir_path(self) -> Path:
         return self.maildir.path or self.state_dir / "Maildir"
+
+    @property
+    def labels_file(self) -> Path:
+        return self.state_dir / "labels.sqlite3"
+
+    @property
+    def features_dir(self) -> Path:
+        """Where encoder output is kept."""
+        return self.state_dir / "features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +435,9 @@ def _anchored(config: Config, base: Path) -> Config:
 
 
 def _anchor(table: Table, base: Path) -> Table:
-    paths = {name: _absolute(value, base) for name, value in table if isinstance(value, Path)}
+    paths: dict[str, Any] = {name: _absolute(value, base) for name, value in table if isinstance(value, Path)}
+    if isinstance(table, WatchTable):
+        paths["maildirs"] = tuple(_absolute(maildir, base) for maildir in table.maildirs)
     return table.model_copy(update=paths) if paths else table
 
 

@@ -45,18 +45,13 @@ def gather(
     paths: Sequence[Path], config: Config, encoder: Encoder, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, Features, list[str]]:
     """The table of labelled mail and its features, row by row. Raises CorpusError or FeatureStoreError."""
-    with FeatureStore(features_dir(config), encoder.fingerprint) as store:
+    with FeatureStore(config.features_dir, encoder.fingerprint) as store:
         told = None if progress is None else lambda done, total: progress("reading", done, total)
         table, complaints = tabulate(paths, encoder, store, told)
         if table.empty:
             raise CorpusError(f"no labelled message is left: {complaints[0]} (and {len(complaints) - 1} more)")
         rows = store.get(table["content"].tolist())
     return table, stack([rows[content] for content in table["content"]]), complaints
-
-
-def features_dir(config: Config) -> Path:
-    """Where encoder output is kept."""
-    return config.state_dir / "features"
 
 
 def retrain(

@@ -87,7 +87,9 @@ def test_any_bytes_come_back(tmp_path_factory, pieces, path, parameters):
     assert (held.content, held.envelope, held.verdict) == (b"".join(pieces), envelope, None)
 
 
-SOURCE = Source("/home/ann/Maildir", ".Lists", "1700000000.M1P2\udcff.host,S=20", "FSa", 1_700_000_000_123_456_789, 0o640)
+SOURCE = Source(
+    "/home/ann/Maildir", ".Lists", "1700000000.M1P2\udcff.host,S=20", "FSa", 1_700_000_000_123_456_789, 0o640
+)
 
 
 @pytest.mark.parametrize(("lmtp", "source"), [(False, None), (True, None), (False, SOURCE)])

@@ -120,7 +120,7 @@ class Daemon:
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
-            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count)
+            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count, config.release_key)
             ends = self.next_hop.ends if self.next_hop else set()
             listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
             self._raise_limit_of_files(config)

@@ -1,9 +1,9 @@
 """The mark of a message that was released from the quarantine: only who has the key can make it, for one message.
 
 The mark is `X-Spamguard-Released: id=...; t=...; h=...; mac=...`. `mac` is an HMAC-SHA256 (RFC 2104) over id, time,
-body, and the fields that tell who says what to whom: taken to another message it is worth nothing. What servers add on
-the way does not count; of the fields that they add where they are missing, `h` names the ones that were there. A server
-that rewrites content (8bit to quoted-printable, say) breaks the mark; then the mail is judged again.
+body, and the fields that tell who says what to whom: taken to another message it is worth nothing. What servers add
+on the way does not count; of the fields that they add where they are missing, `h` names the ones that were there. A
+server that rewrites content (8bit to quoted-printable, say) breaks the mark; then the mail is judged again.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from .notify import notify, reloading
 from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .relay import NextHop, Relay
+from .retention import expire_hourly
 
 # Tables whose change takes effect only in a new process.
 _FIXED = ("state_dir", "listen", "next_hop", "maildir", "quarantine", "limits", "log")
@@ -70,6 +71,7 @@ class Daemon:
         self.batcher: Batcher | None = None
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
+        self._expiry: asyncio.Task[None] | None = None
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
@@ -126,6 +128,7 @@ class Daemon:
             self._raise_limit_of_files(config)
             await listener.start(bound)
             self.listener = listener
+            self._expiry = asyncio.create_task(expire_hourly(quarantine, config.quarantine, self.journal))
         except BaseException:
             bound.close()
             await self.stop()
@@ -197,6 +200,9 @@ class Daemon:
     async def stop(self) -> None:
         """Stop accepting, end the sessions, then the scoring they wait for."""
         notify("STOPPING=1")
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait([self._expiry])
         if self.listener is not None:
             late = await self.listener.stop(self.loaded.config.limits.shutdown_s)
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))

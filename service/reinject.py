@@ -32,7 +32,10 @@ def path_of(address: str, *parameters: bytes) -> Path | None:
 
 
 async def send(next_hop: NextHop, message_id: str, envelope: Envelope, raw: bytes) -> list[bytes]:
-    """The reply of each recipient. Raises DeliveryError if nobody has taken it, as far as can be known."""
+    """The reply of each recipient; no connection stays open.
+
+    Raises DeliveryError if nobody has taken it, as far as can be known.
+    """
     message, _ = normalised(raw)
     sender = envelope.sender or Path(b"<>")
     relay = Relay(next_hop)
@@ -60,6 +63,7 @@ async def send(next_hop: NextHop, message_id: str, envelope: Envelope, raw: byte
         raise
     finally:
         await relay.close()
+        next_hop.close()
 
 
 def _line(command: bytes, path: Path, offered: Mapping[bytes, bytes], *more: bytes) -> bytes:

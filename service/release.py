@@ -49,7 +49,7 @@ class Outcome:
 class WayOut:
     """Where released mail and digests go: to the next hop, or without one into the inbox of `maildir.path`.
 
-    Use within one event loop, as a context manager. Raises ConfigError.
+    Raises ConfigError.
     """
 
     def __init__(self, config: Config) -> None:
@@ -59,13 +59,6 @@ class WayOut:
         self._maildir = Maildir(config.maildir_path, "")
         if config.next_hop.exists:
             self.next_hop = NextHop(config.next_hop, self.hostname, tls_context(config.next_hop))
-
-    def __enter__(self) -> WayOut:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.next_hop is not None:
-            self.next_hop.close()
 
     def inbox(self) -> Source:
         """A place in it, for a new message. Raises OSError."""

@@ -28,6 +28,7 @@ from .maildir import Maildir, MaildirDelivery
 from .notify import notify, reloading
 from .pipeline import Pipeline
 from .quarantine import Quarantine
+from .refit import Refit
 from .relay import NextHop, Relay
 
 # Tables whose change takes effect only in a new process.
@@ -70,13 +71,15 @@ class Daemon:
         self.batcher: Batcher | None = None
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
+        self.refit: Refit | None = None
+        self._reload_wanted = asyncio.Event()
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
     async def run(self) -> None:
         adopted = self.journal.adopt_logging()
         loop = asyncio.get_running_loop()
-        stop, reload = asyncio.Event(), asyncio.Event()
+        stop, reload = asyncio.Event(), self._reload_wanted
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
@@ -126,6 +129,8 @@ class Daemon:
             self._raise_limit_of_files(config)
             await listener.start(bound)
             self.listener = listener
+            self.refit = Refit(lambda: self.loaded, self.batcher, self.journal, self._reload_wanted.set)
+            self.refit.start()
         except BaseException:
             bound.close()
             await self.stop()
@@ -202,6 +207,8 @@ class Daemon:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:
             self.next_hop.close()
+        if self.refit is not None:
+            await self.refit.stop()
         if self.batcher is not None:
             await self.batcher.stop()
 

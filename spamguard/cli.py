@@ -113,10 +113,18 @@ def filter_(context: click.Context) -> None:
     """
     from . import headers
     from .actions import tag
+    from .released import KeyFileError, stamped
 
     raw = out = sys.stdin.buffer.read()
     try:
-        policy = load_config(context).config.policy
+        config = load_config(context).config
+        policy = config.policy
+        try:
+            if found := stamped(raw, config.release_key):
+                out = found[1]
+                return
+        except KeyFileError as error:
+            complain([f"released mail is judged again: {error}"])
         try:
             scorer = load_scorer(context)
             out = tag(raw, scorer.score([scorer.prepare(headers.strip(raw))])[0], policy).data

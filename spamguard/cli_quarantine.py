@@ -123,7 +123,7 @@ def show(context: click.Context, message_id: str, raw: bool) -> None:
 def release(context: click.Context, message_ids: tuple[str, ...], to: tuple[str, ...], learn: bool) -> None:
     """Let messages go on: to the next hop past the filter, or into the Maildir they were taken from.
 
-    They are marked, and no spamguard with the same key judges them again for a week. What has been released already
+    They are marked, and no filter with the same key judges them again for a week. What has been released already
     stays so. Where a recipient is refused the message is still held; the next attempt goes to those who miss it.
     """
     from service.release import WayOut

@@ -20,7 +20,8 @@ from service.quarantine import Quarantine
 from service.quarantine_index import Index
 from service.retention import Expired, expire, expire_hourly
 from spamguard.config import LogTable, QuarantineTable
-from tests.unit.test_quarantine_index import age, hold
+from tests.held_mail import age
+from tests.unit.test_quarantine_index import hold
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0

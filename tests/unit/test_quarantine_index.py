@@ -18,6 +18,7 @@ from service.item_text import line_of
 from service.quarantine import Quarantine
 from service.quarantine_index import Index, Item
 from tests.fakes import verdict
+from tests.held_mail import age
 
 A, B, C = "aaaaaaaa0001", "bbbbbbbb0002", "cccccccc0003"
 MAIL = b"From: =?utf-8?q?B=C3=BCro?= <office@example.org>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n\r\nbody\r\n"
@@ -53,11 +54,6 @@ def items(quarantine: Quarantine, **filters: object) -> list[Item]:
 
 def ids(quarantine: Quarantine, **filters: object) -> list[str]:
     return [item.id for item in items(quarantine, **filters)]
-
-
-def age(folder: Path, received: float) -> None:
-    file = folder / "envelope.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"received": received}))
 
 
 def test_an_item_is_what_the_files_say(quarantine):
@@ -201,7 +197,7 @@ def _linked(folder: Path) -> None:
         lambda folder: (folder / "message.eml").write_bytes(b"shorter"),
         lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"a file")),
         lambda folder: age(folder, float("nan")),
-        lambda folder: age(folder, "yesterday"),  # type: ignore[arg-type]
+        lambda folder: age(folder, "yesterday"),
         lambda folder: _said(folder, verdict={"label": [], "probability": {}}),
         lambda folder: _said(folder, verdict=7),
         lambda folder: _said(folder, size=2**70),

@@ -94,6 +94,10 @@ class Quarantine:
         """The ids of what is held. Raises OSError."""
         yield from sorted(entry.name for entry in self._held.iterdir() if _ID.fullmatch(entry.name))
 
+    def has(self, message_id: str) -> bool:
+        """Whether it has been held: it still is, or it was released."""
+        return any((self._folder / state / _checked(message_id)).is_dir() for state in ("held", "released"))
+
     def open(self, message_id: str) -> Held:
         """Read what is held. Raises QuarantineError if there is no such message, or if it is not as we wrote it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

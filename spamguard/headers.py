@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -93,6 +94,11 @@ def prepend(raw: bytes, block: bytes) -> bytes:
     head = _after_mbox_line(raw, 0)
     gap = _line_end(raw, head) if _lacks_fields(raw, head) else b""
     return b"".join((raw[:head], block, gap, raw[head:]))
+
+
+def content_hash(raw: bytes) -> str:
+    """sha256 of a message without our headers and with LF line ends: the same before and after we tagged it."""
+    return hashlib.sha256(strip(raw).replace(b"\r\n", b"\n")).hexdigest()
 
 
 def hops(raw: bytes) -> int:

@@ -122,7 +122,7 @@ class Daemon:
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
-            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count)
+            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count, config.release_key)
             self._raise_limit_of_files(config)
             if config.watch.maildirs:
                 watcher = Watcher(config, self.pipeline, quarantine, self.journal)

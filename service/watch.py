@@ -22,7 +22,7 @@ from watchdog.observers import Observer
 
 from spamguard.config import Config
 from spamguard.errors import ConfigError
-from spamguard.featurestore import content_hash
+from spamguard.headers import content_hash
 
 from .filing import Arrival, Filing
 from .journal import Journal
@@ -267,7 +267,7 @@ class Watcher:
         return found
 
     async def _tick(self) -> None:
-        """Believe what has waited long enough. After a burst that the kernel may have cut short, look at everything."""
+        """Believe what has waited long enough. After a burst that the kernel may have cut, look at everything."""
         burst, limit = 0, _queued_events()
         while True:
             await asyncio.sleep(_TICK_S)

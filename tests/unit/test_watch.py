@@ -1,4 +1,4 @@
-"""The watcher with the real daemon around it and a fake scorer: what it judges, where it puts it, what it remembers."""
+"""The watcher in the real daemon, with a fake scorer: what it judges, where it puts it, what it remembers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def test_spam_is_moved_to_junk_and_ham_stays_as_it_is(watch: Start, box: Box) ->
     ham = box.deliver(b"Subject: lunch\n\nat noon?\n", mtime=1_000_000_000)
     spam = box.deliver(b"Subject: pills\n\nviagra\n", mtime=1_000_000_001)
     settled(running, 2)
-    assert box.files() == {f"new/{ham}": b"Subject: lunch\n\nat noon?\n", f".Junk/new/{spam}": b"Subject: pills\n\nviagra\n"}
+    assert box.files() == {
+        f"new/{ham}": b"Subject: lunch\n\nat noon?\n",
+        f".Junk/new/{spam}": b"Subject: pills\n\nviagra\n",
+    }
     assert (box.path / ".Junk/new" / spam).stat().st_mtime == 1_000_000_001
     assert (box.path / ".Junk/maildirfolder").exists()
     assert {line["name"]: (line["label"], line["fate"]) for line in messages(running)} == {
@@ -97,7 +101,12 @@ def test_what_was_there_before_the_first_start_is_left_alone(watch: Start, box: 
     late = box.deliver(b"Subject: late\n\nviagra\n", part="cur", info=":2,")
     settled(running, 2)
     quiet()
-    assert set(box.files()) == {f"cur/{old}:2,S", f".Junk/new/{unread}", f".Lists/new/{filed}", f".Junk/cur/{late}:2,"}
+    assert set(box.files()) == {
+        f"cur/{old}:2,S",
+        f".Junk/new/{unread}",
+        f".Lists/new/{filed}",
+        f".Junk/cur/{late}:2,",
+    }
     assert labels(running) == {}
 
 
@@ -175,7 +184,7 @@ def check_way(watch: Start, box: Box, raw: bytes, way: list[str], label: str | N
     settled(running)
     places = [step.format(name) for step in way]
     assert set(box.files()) == {places[0]}
-    for here, there in zip(places, places[1:], strict=False):
+    for here, there in pairwise(places):
         box.rename(here, there)
         time.sleep(0.05)
     time.sleep(2)
@@ -315,7 +324,9 @@ def test_spam_stays_where_no_junk_folder_is_wanted(watch: Start, box: Box) -> No
 
 def test_a_missing_junk_folder_is_a_clear_error_where_it_shall_not_be_made(watch: Start, box: Box) -> None:
     box.make(".Spam")
-    with pytest.raises(ConfigError, match=r"watch\.maildirs: .*/mail: it has no folder \.Junk .*there are: INBOX, \.Spam"):
+    with pytest.raises(
+        ConfigError, match=r"watch\.maildirs: .*/mail: it has no folder \.Junk .*there are: INBOX, \.Spam"
+    ):
         watch(create_junk=False)
     assert not (box.path / ".Junk").exists()
 
@@ -335,7 +346,7 @@ def test_a_pattern_takes_in_maildirs_that_come_later(watch: Start, tmp_path: Pat
     berta = Box(tmp_path / "users/berta/Maildir")
     berta.deliver(b"Subject: pills\n\nviagra\n")
     settled(running, 2)
-    assert [set(name.split("/")[0] for name in one.files()) for one in (anna, berta)] == [{".Junk"}, {".Junk"}]
+    assert [{name.split("/")[0] for name in one.files()} for one in (anna, berta)] == [{".Junk"}, {".Junk"}]
 
 
 def test_a_scorer_that_fails_leaves_mail_where_it_is_and_is_asked_again(watch: Start, box: Box) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -176,6 +177,8 @@ class Watcher:
         if self._table.poll_s or self._stopping:
             return
         if self._observer is None:
+            # watchdog 7 says so when a folder and what is in it are made at once; it has what it needs all the same.
+            warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
             self._observer = Observer()
             self._observer.start()
         alive = {emitter.watch for emitter in self._observer.emitters if emitter.is_alive()}

@@ -29,6 +29,7 @@ from .notify import notify, reloading
 from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .relay import NextHop, Relay
+from .retention import expire_hourly
 from .watch import Watcher
 
 # Tables whose change takes effect only in a new process.
@@ -72,6 +73,7 @@ class Daemon:
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
         self.watcher: Watcher | None = None
+        self._expiry: asyncio.Task[None] | None = None
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
@@ -133,6 +135,7 @@ class Daemon:
                 listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
                 await listener.start(bound)
                 self.listener = listener
+            self._expiry = asyncio.create_task(expire_hourly(quarantine, config.quarantine, self.journal))
         except BaseException:
             if bound:
                 bound.close()
@@ -216,6 +219,9 @@ class Daemon:
     async def stop(self) -> None:
         """Stop accepting, end the sessions, then the scoring they wait for."""
         notify("STOPPING=1")
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait([self._expiry])
         late = await self.listener.stop(self.loaded.config.limits.shutdown_s) if self.listener is not None else 0
         if self.watcher is not None:
             await self.watcher.stop()

@@ -17,7 +17,7 @@ from typing import Any
 from spamguard import headers
 from spamguard.actions import Disposition, Fate
 from spamguard.config import Config
-from spamguard.errors import DeliveryError
+from spamguard.errors import DeliveryError, QuarantineError
 from spamguard.verdict import Label
 
 from .envelope import Envelope
@@ -248,12 +248,19 @@ class Filing:
                 else:
                     return
 
+    def _is_held(self, message_id: str) -> bool:
+        try:
+            self._quarantine.path(message_id)
+        except QuarantineError:
+            return False
+        return True
+
     def finish(self, box: Mailbox, known: Known) -> None:
         """End what a process was at when it was killed."""
         maildir, content, target = str(box.path), known.content, known.target or ""
         source = box.find(known.folder, known.base)
         if known.state == "holding":
-            if self._quarantine.has(target):
+            if self._is_held(target):
                 self._removed(box, source)
                 self._sightings.finished(maildir, content, "held", HAM, gone=source)
             elif source is not None:

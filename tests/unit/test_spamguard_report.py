@@ -47,7 +47,7 @@ class Report:
         )
 
     def run(self, label: str, message: bytes) -> None:
-        """As Dovecot runs it: no environment, the message on standard input, and waiting for the end of its output."""
+        """As Dovecot runs it: no environment, message on standard input, waits for the end of the output."""
         done = subprocess.run([self.file, label], input=message, capture_output=True, env={}, timeout=30)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

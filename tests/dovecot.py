@@ -17,8 +17,6 @@ from tests.servers import ROOT, Box, documented, listens, private_folder, until
 PROGRAMS = ("dovecot", "doveconf", "sievec", "/usr/lib/dovecot/lmtp", "/usr/lib/dovecot/imap")
 # Mailboxes belong to this user of Debian's, who owns nothing else.
 OWNER = "mail"
-SHIPPED = ROOT / "docs/dovecot"
-INSTALLED = "/etc/dovecot/spamguard"
 
 _CONFIGURATION = """
 base_dir = {folder}/run
@@ -60,6 +58,7 @@ service imap-login {{
     port = 0
   }}
 }}
+!include {folder}/conf.d/*.conf
 """
 
 
@@ -91,26 +90,33 @@ class Dovecot:
             "docs/mail-servers.md", "LMTP between Postfix and Dovecot", {"port = 24": f"port = {port}"}
         )
         file = folder / "dovecot.conf"
-        file.write_text(_CONFIGURATION.format(folder=folder, imap=imap) + lmtp + self._imapsieve())
+        file.write_text(_CONFIGURATION.format(folder=folder, imap=imap) + lmtp)
+        self._install_imapsieve(file)
         done = subprocess.run(["doveconf", "-n", "-c", str(file)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        for script in (folder / "sieve").glob("*.sieve"):
-            subprocess.run(["sievec", "-c", str(file), str(script)], check=True, timeout=60)
         self._process = subprocess.Popen([shutil.which("dovecot") or "", "-F", "-c", str(file)])
 
-    def _imapsieve(self) -> str:
-        """Installs what lies in docs/dovecot, with our folders in place of the system's; what goes into conf.d."""
-        there = self.folder / "sieve"
-        shutil.copytree(SHIPPED, there)
-        program = there / "spamguard-report"
-        text = program.read_text()
-        for word, other in (("/opt/spamguard/bin:", f"{self.bin}:"), ("=/tmp/", f"={self.folder}/tmp/")):
-            assert text.count(word) == 1, word
-            text = text.replace(word, other)
-        program.write_text(text)
-        lines = (there / "90-spamguard-imapsieve.conf").read_text()
-        assert INSTALLED in lines
-        return lines.replace(INSTALLED, str(there))
+    def _install_imapsieve(self, file: Path) -> None:
+        """What our page has an administrator do, with folders of ours in place of the system's."""
+        for name in ("conf.d", "sieve"):
+            (self.folder / name).mkdir()
+        ours = {"/etc/dovecot/spamguard": self.folder / "sieve", "/etc/dovecot/conf.d": self.folder / "conf.d"}
+        lines, *_ = documented(
+            "docs/maildir.md", "Labels over IMAP, without the watcher", ours | {"sievec ": f"sievec -c {file} "}
+        )
+        subprocess.run(["sh", "-ec", lines], check=True, cwd=ROOT, timeout=60)
+        for installed, words in {
+            "conf.d/90-spamguard-imapsieve.conf": {"/etc/dovecot/spamguard": self.folder / "sieve"},
+            "sieve/spamguard-report": {
+                "=/opt/spamguard/bin:": f"={self.bin}:",
+                "reports=/tmp/": f"reports={self.folder}/tmp/",
+            },
+        }.items():
+            text = (self.folder / installed).read_text()
+            for word, other in words.items():
+                assert word in text, word
+                text = text.replace(word, str(other))
+            (self.folder / installed).write_text(text)
 
     def box(self, user: str) -> Box:
         return Box(self.folder / f"mail/{user}@example.net")

@@ -17,6 +17,7 @@ from tests.servers import ROOT, Box, documented, listens, private_folder, until
 PROGRAMS = ("dovecot", "doveconf", "sievec", "/usr/lib/dovecot/lmtp", "/usr/lib/dovecot/imap")
 # Mailboxes belong to this user of Debian's, who owns nothing else.
 OWNER = "mail"
+USERS = ("b", "c", "full", "anna", "ben", "carl", "dora")
 
 _CONFIGURATION = """
 base_dir = {folder}/run
@@ -58,17 +59,17 @@ service imap-login {{
     port = 0
   }}
 }}
-!include {folder}/conf.d/*.conf
+!include_try {folder}/conf.d/*.conf
 """
 
 
 class Dovecot:
-    """Has the users b, c, anna, ben and full at example.net; the last has a quota of 1 KB. Nobody else is known.
+    """Has the USERS at example.net; `full` has a quota of 1 KB. Nobody else is known.
 
-    `bin` stands first on the PATH of our spamguard-report, in the place of /opt/spamguard/bin.
+    With `imapsieve` it reports what they move; `bin` is then in the place of /opt/spamguard/bin.
     """
 
-    def __init__(self, folder: Path, port: int, imap: int) -> None:
+    def __init__(self, folder: Path, port: int, imap: int, imapsieve: bool = False) -> None:
         self.folder = folder
         self.port = port
         self.imap_port = imap
@@ -79,7 +80,7 @@ class Dovecot:
             (folder / name).mkdir()
         os.chown(folder / "mail", owner.pw_uid, owner.pw_gid)
         (folder / "tmp").chmod(0o1777)
-        quotas = dict.fromkeys(("b", "c", "anna", "ben"), "*:storage=0") | {"full": "*:storage=1K"}
+        quotas = dict.fromkeys(USERS, "*:storage=0") | {"full": "*:storage=1K"}
         (folder / "users").write_text(
             "".join(
                 f"{name}@example.net::{owner.pw_uid}:{owner.pw_gid}::{folder}/mail::userdb_quota_rule={quota}\n"
@@ -91,7 +92,8 @@ class Dovecot:
         )
         file = folder / "dovecot.conf"
         file.write_text(_CONFIGURATION.format(folder=folder, imap=imap) + lmtp)
-        self._install_imapsieve(file)
+        if imapsieve:
+            self._install_imapsieve(file)
         done = subprocess.run(["doveconf", "-n", "-c", str(file)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         self._process = subprocess.Popen([shutil.which("dovecot") or "", "-F", "-c", str(file)])
@@ -137,9 +139,9 @@ class Dovecot:
 
 
 @contextmanager
-def private_dovecot(port: int, imap: int) -> Iterator[Dovecot]:
+def private_dovecot(port: int, imap: int, imapsieve: bool = False) -> Iterator[Dovecot]:
     with private_folder("dovecot") as folder:
-        dovecot = Dovecot(folder, port, imap)
+        dovecot = Dovecot(folder, port, imap, imapsieve)
         try:
             until(lambda: listens(port) and listens(imap) and dovecot.socket.exists())
             yield dovecot

@@ -12,31 +12,18 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spamguard.errors import QuarantineError
 from spamguard.verdict import Verdict
 
 from .envelope import Envelope
-from .envelope import Path as Mailbox
+from .held import VERSION, Held, Source, envelope_in, said_of, source_in
 from .maildir import sync_folder
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _MESSAGE, _ENVELOPE = "message.eml", "envelope.json"
-_VERSION = 1
 _LEFTOVER_S = 86_400
 _LARGEST_ENVELOPE = 2**26
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A message that is held: the bytes as they came, and what envelope.json says; `verdict` None: not scored."""
-
-    id: str
-    received: float
-    envelope: Envelope
-    verdict: dict[str, Any] | None
-    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +65,24 @@ class Quarantine:
             if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
                 shutil.rmtree(left, ignore_errors=True)
 
-    def stage(self, message_id: str, envelope: Envelope, content: Iterable[bytes], verdict: Verdict | None) -> Staged:
-        """Write a message down. Raises OSError, and then nothing is left behind."""
+    def stage(
+        self,
+        message_id: str,
+        envelope: Envelope,
+        content: Iterable[bytes],
+        verdict: Verdict | None,
+        source: Source | None = None,
+    ) -> Staged:
+        """Write a message down; `source` is for what was taken from a Maildir, whose envelope is empty.
+
+        Raises OSError, and then nothing is left behind.
+        """
         staged = Staged(self._tmp / _checked(message_id), self._held / message_id)
         staged.temporary.mkdir(mode=0o700)
         try:
             size, digest = _write(staged.temporary / _MESSAGE, content)
-            said = {"version": _VERSION, "id": message_id, "received": time.time(), "size": size, "sha256": digest}
-            said |= _envelope_said(envelope) | {"verdict": _verdict_said(verdict)}
+            said = {"version": VERSION, "id": message_id, "received": time.time(), "size": size, "sha256": digest}
+            said |= said_of(envelope, verdict, source)
             _write(staged.temporary / _ENVELOPE, [json.dumps(said, indent=1).encode()])
             sync_folder(staged.temporary)
         except BaseException:
@@ -97,6 +94,10 @@ class Quarantine:
         """The ids of what is held. Raises OSError."""
         yield from sorted(entry.name for entry in self._held.iterdir() if _ID.fullmatch(entry.name))
 
+    def has(self, message_id: str) -> bool:
+        """Whether it has been held: it still is, or it was released."""
+        return any((self._folder / state / _checked(message_id)).is_dir() for state in ("held", "released"))
+
     def open(self, message_id: str) -> Held:
         """Read what is held. Raises QuarantineError if there is no such message, or if it is not as we wrote it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -107,14 +108,14 @@ class Quarantine:
                 content = _read(folder, _MESSAGE, said["size"])
             finally:
                 os.close(folder)
-            if said["version"] != _VERSION or said["id"] != message_id:
+            if said["version"] != VERSION or said["id"] != message_id:
                 raise ValueError("it is the envelope of another message or of another version")
             if len(content) != said["size"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
                 raise ValueError("its bytes have changed")
-            return Held(message_id, said["received"], _envelope(said), said["verdict"], content)
+            return Held(message_id, said["received"], envelope_in(said), said["verdict"], source_in(said), content)
         except OSError as error:
             raise QuarantineError(f"{message_id}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise QuarantineError(f"{message_id}: damaged: {error!r}") from error
 
 
@@ -123,55 +124,6 @@ def _checked(message_id: str) -> str:
     if not _ID.fullmatch(message_id):
         raise QuarantineError(f"{message_id[:70]!r} is no id of a message")
     return message_id
-
-
-def _envelope_said(envelope: Envelope) -> dict[str, Any]:
-    return {
-        "peer": envelope.peer,
-        "helo": _text(envelope.helo),
-        "extended": envelope.extended,
-        "sender": _mailbox_said(envelope.sender) if envelope.sender else None,
-        "recipients": [_mailbox_said(recipient) for recipient in envelope.recipients],
-    }
-
-
-def _mailbox_said(mailbox: Mailbox) -> dict[str, Any]:
-    return {"path": _text(mailbox.raw), "parameters": [_text(parameter) for parameter in mailbox.parameters]}
-
-
-def _verdict_said(verdict: Verdict | None) -> dict[str, Any] | None:
-    if verdict is None:
-        return None
-    return {
-        "label": verdict.label.value,
-        "probability": verdict.probability,
-        "head": verdict.head,
-        "encoder": verdict.encoder,
-        "reasons": [{"part": r.part, "what": r.what, "logit": r.logit} for r in verdict.reasons],
-    }
-
-
-def _envelope(said: dict[str, Any]) -> Envelope:
-    return Envelope(
-        helo=_bytes(said["helo"]),
-        peer=said["peer"],
-        extended=said["extended"],
-        sender=_mailbox(said["sender"]) if said["sender"] else None,
-        recipients=[_mailbox(recipient) for recipient in said["recipients"]],
-    )
-
-
-def _mailbox(said: dict[str, Any]) -> Mailbox:
-    return Mailbox(_bytes(said["path"]), tuple(_bytes(parameter) for parameter in said["parameters"]))
-
-
-def _text(raw: bytes) -> str:
-    """Any bytes as text that a person can read and that _bytes() turns back."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _write(path: Path, content: Iterable[bytes]) -> tuple[int, str]:

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__
-from .errors import ScoringError, SpamguardError
+from .cli_base import ERROR, OneLineErrors, complain, load_config
+from .errors import ScoringError
 
 if TYPE_CHECKING:
-    from .config import Loaded
     from .scorer import Scorer
     from .verdict import Verdict
 
-ERROR = 2
 EXIT_CODES = {"ham": 0, "unsure": 3, "spam": 1}
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
 MESSAGES_A_BATCH = 32
-
-
-class OneLineErrors(click.Group):
-    """A group whose errors are one line on standard error and exit code 2, never a traceback."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        kwargs["standalone_mode"] = False
-        try:
-            sys.exit(super().main(*args, **kwargs) or 0)
-        except click.exceptions.Exit as leaving:
-            sys.exit(leaving.exit_code)
-        except click.Abort:
-            fail("interrupted")
-        except click.ClickException as error:
-            fail(error.format_message())
-        except SpamguardError as error:
-            fail(str(error))
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except BrokenPipeError:  # `| head`; click itself would exit with 1, which says spam
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(ERROR)
-
-
-def fail(message: str) -> NoReturn:
-    click.echo(f"spamguard: {' '.join(message.split())}", err=True)
-    sys.exit(ERROR)
 
 
 @click.group(
@@ -84,12 +53,6 @@ def main(context: click.Context, file: Path | None) -> None:
     context.obj = file
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-def load_config(context: click.Context) -> Loaded:
-    from .config import load
-
-    return load(context.obj)
 
 
 def load_scorer(context: click.Context) -> Scorer:
@@ -191,7 +154,7 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     encoder = load_encoder(config.encoder)
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
-    _complain(done.complaints)
+    complain(done.complaints)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
     click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
     click.echo(as_text(done.figures))
@@ -200,7 +163,7 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
         f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
     )
     if config.head.path is not None:
-        _complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
+        complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
 
 
 @main.command()
@@ -222,7 +185,7 @@ def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> 
     scorer = load_scorer(context)
     with _progress() as progress:
         found, complaints = run(paths, load_config(context).config, scorer, progress)
-    _complain(complaints)
+    complain(complaints)
     click.echo(json.dumps({**asdict(found), "head": scorer.head_id}) if as_json else as_text(found))
 
 
@@ -317,11 +280,6 @@ def _as_line(path: str, verdict: Verdict, explain: bool) -> str:
         return line + "".join(f" {reason.what} {reason.logit:+.1f}" for reason in shown)
     parts = "  ".join(f"{name} {share:+.2f}" for name, share in verdict.parts.items())
     return "\n".join([line, f"  logit = {parts}", *(f"  {reason.logit:+6.2f}  {reason.what}" for reason in shown)])
-
-
-def _complain(complaints: Any) -> None:
-    for line in complaints:
-        click.echo(f"spamguard: {line}", err=True)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import features, headers, message, wide
+from . import features, message, wide
 from .encoder import FloatArray
 from .errors import SpamguardError
 from .head import Features
+from .headers import content_hash as content_hash  # the key of every row
 from .wide import Counts
 
 # SQLite's default limit on variables of one statement is 32,766; far fewer keep the statements small.
@@ -37,11 +38,6 @@ class Row:
     deep: FloatArray
     wide: Counts
     structure: FloatArray
-
-
-def content_hash(raw: bytes) -> str:
-    """sha256 of a message without our headers and with LF line ends: the same before and after we tagged it."""
-    return hashlib.sha256(headers.strip(raw).replace(b"\r\n", b"\n")).hexdigest()
 
 
 def stack(rows: Sequence[Row]) -> Features:
@@ -115,6 +111,19 @@ class FeatureStore:
         except sqlite3.Error as error:
             raise FeatureStoreError(f"{self.file}: {error}") from error
 
+    def remove(self, contents: Iterable[str]) -> None:
+        """Forget the rows of those content hashes, of all versions, without a trace. Raises FeatureStoreError."""
+        keys = [(content,) for content in contents]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                gone = self._db.executemany("DELETE FROM row WHERE content = ?", keys).rowcount
+            if gone > 0:  # else pages and journal would keep copies
+                self._db.execute("VACUUM")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise FeatureStoreError(f"{self.file}: {error}") from error
+
     def _select(self, wanted: str, contents: Sequence[str]) -> Iterator[Any]:
         for start in range(0, len(contents), KEYS_A_QUERY):
             part = contents[start : start + KEYS_A_QUERY]
@@ -124,6 +133,13 @@ class FeatureStore:
                 yield from self._db.execute(query, (self._version, *part))
             except sqlite3.Error as error:
                 raise FeatureStoreError(f"{self.file}: {error}") from error
+
+
+def remove_everywhere(folder: Path, contents: Sequence[str]) -> None:
+    """Forget those content hashes in the stores of all encoders. Raises FeatureStoreError."""
+    for file in sorted(folder.glob("*.sqlite3")):
+        with FeatureStore(folder, file.stem) as store:
+            store.remove(contents)
 
 
 def _inputs_version() -> str:

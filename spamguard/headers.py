@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -26,6 +27,8 @@ _SEPARATOR_NAME = _SEPARATOR.lower().encode()
 # A tag in the Subject has a mark of its own, quoted, since its blanks count. A message without a Subject gets one.
 _SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0,63})"\r?\n', re.IGNORECASE)
 _SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
+
+RELEASED = "X-Spamguard-Released"
 
 _WIDTH = 78
 _LINE = re.compile(rf"(?:\S.{{0,{_WIDTH - 2}}}|\S+)(?= |\Z)")
@@ -88,11 +91,44 @@ def stamp_unscored(raw: bytes, why: str) -> bytes:
     return _stamped(strip(raw), [("X-Spamguard", f"unscored; reason={reason[0] if reason else 'fault'}")])
 
 
+def stamp_released(raw: bytes, message_id: str, mark: str) -> bytes:
+    """Say above a message, in the place of any verdict, that it was released; `mark` proves it (see released.py)."""
+    return _stamped(strip(raw), [("X-Spamguard", f"released; id={message_id}"), (RELEASED, mark)])
+
+
+def released_mark(raw: bytes) -> str | None:
+    """The value of the topmost X-Spamguard-Released on one line, true or forged; None if there is none."""
+    if not _mentions_ours(raw):
+        return None
+    values = (value for name, value in fields(raw) if name == RELEASED.lower().encode())
+    return next((value.decode("ascii", "replace") for value in values), None)
+
+
+def fields(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name in lower case and value of each field of the top header block; the value on one line, blanks as one."""
+    for field in _fields(raw):
+        yield field[1].lower(), b" ".join(field[0].partition(b":")[2].split())
+
+
+def body_start(raw: bytes) -> int:
+    """Where the body begins, behind the empty line that ends the header block if there is one."""
+    stop = _after_mbox_line(raw, 0)
+    for field in _fields(raw):
+        stop = field.end()
+    blank = _BLANK_LINE.match(raw, stop)
+    return blank.end() if blank else stop
+
+
 def prepend(raw: bytes, block: bytes) -> bytes:
     """Put whole header lines above a message, below an mbox "From " line; what was body stays body."""
     head = _after_mbox_line(raw, 0)
     gap = _line_end(raw, head) if _lacks_fields(raw, head) else b""
     return b"".join((raw[:head], block, gap, raw[head:]))
+
+
+def content_hash(raw: bytes) -> str:
+    """sha256 of a message without our headers and with LF line ends: the same before and after we tagged it."""
+    return hashlib.sha256(strip(raw).replace(b"\r\n", b"\n")).hexdigest()
 
 
 def hops(raw: bytes) -> int:

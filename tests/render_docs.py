@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -89,14 +90,24 @@ def _default(name: str, field: FieldInfo) -> str:
 
 def commands() -> str:
     """All help texts, as a terminal of 80 columns shows them."""
-    sections = [_help([], main)]
-    sections += [_help([name], command) for name, command in sorted(main.commands.items())]
-    return "\n".join(sections)
+    return "\n".join(_help(names) for names in command_names())
 
 
-def _help(names: list[str], command: click.Command) -> str:
+def command_names() -> Iterator[list[str]]:
+    """The words after `spamguard` of every command: of none, then of each with its subcommands."""
+    yield []
+    for name, command in sorted(main.commands.items()):
+        yield [name]
+        if isinstance(command, click.Group):
+            yield from ([name, below] for below in sorted(command.commands))
+
+
+def _help(names: list[str]) -> str:
+    command: click.Command = main
     context = click.Context(main, info_name="spamguard", **main.context_settings)
     for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
         context = click.Context(command, info_name=name, parent=context)
     context.terminal_width, context.max_content_width = 80, 80
     title = " ".join(["spamguard", *names])

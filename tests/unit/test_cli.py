@@ -534,7 +534,7 @@ def test_a_reader_that_leaves_is_no_verdict_and_no_traceback() -> None:
     assert (process.returncode, complaint) == (2, b"")
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))], ids=" ".join)
+@pytest.mark.parametrize("command", list(render_docs.command_names()), ids=" ".join)
 def test_help_of_every_command(command: list[str]) -> None:
     for option in ("-h", "--help"):
         result = CliRunner().invoke(main, [*command, option], prog_name="spamguard")
@@ -575,5 +575,5 @@ def test_show_config_imports_no_torch(tmp_path: Path) -> None:
 def test_the_page_of_commands_is_fresh() -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert render_docs.generated(page) == render_docs.commands().strip(), render_docs.REFRESH
-    for name in main.commands:
-        assert f"\n## spamguard {name}\n" in page
+    for names in render_docs.command_names():
+        assert "\n## " + " ".join(["spamguard", *names]) + "\n" in page

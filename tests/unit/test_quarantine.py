@@ -10,6 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from service.envelope import Envelope
 from service.envelope import Path as Mailbox
+from service.held import Source
 from service.quarantine import Quarantine
 from spamguard.errors import QuarantineError
 from spamguard.verdict import Reason
@@ -83,6 +85,43 @@ def test_any_bytes_come_back(tmp_path_factory, pieces, path, parameters):
     quarantine.stage(ID, envelope, pieces, None).commit()
     held = quarantine.open(ID)
     assert (held.content, held.envelope, held.verdict) == (b"".join(pieces), envelope, None)
+
+
+SOURCE = Source(
+    "/home/ann/Maildir", ".Lists", "1700000000.M1P2\udcff.host,S=20", "FSa", 1_700_000_000_123_456_789, 0o640
+)
+
+
+@pytest.mark.parametrize(("lmtp", "source"), [(False, None), (True, None), (False, SOURCE)])
+def test_where_it_came_from_comes_back(quarantine, lmtp, source):
+    envelope = Envelope(lmtp=lmtp)
+    quarantine.stage(ID, envelope, [RAW], None, source).commit()
+    held = quarantine.open(ID)
+    assert (held.source, held.envelope) == (source, envelope)
+
+
+def test_files_from_before_there_were_watchers_are_read(quarantine):
+    final = hold(quarantine)
+    said = json.loads((final / "envelope.json").read_text())
+    assert said.pop("source") == "smtp"
+    (final / "envelope.json").write_text(json.dumps(said))
+    assert (quarantine.open(ID).source, quarantine.open(ID).envelope) == (None, ENVELOPE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"folder": ".."}, {"folder": "Lists"}, {"folder": "./x"}, {"name": "../x"}, {"name": ".x"}, {"name": ""},
+     {"name": "a:2,S"}, {"name": "a\0"}, {"flags": "S/"}, {"maildir": "Maildir"}, {"mode": 0o4755}, {"mode": "x"},
+     {"mtime_ns": 2**63}, {"name": "x" * 256}, {"folder": 7}],
+)  # fmt: skip
+def test_row_20_no_source_leads_out_of_its_maildir(quarantine, wrong):
+    with pytest.raises((ValueError, TypeError)):
+        replace(SOURCE, **wrong)
+    final = hold(quarantine)
+    said = json.loads((final / "envelope.json").read_text())
+    (final / "envelope.json").write_text(json.dumps(said | {"source": asdict(SOURCE) | wrong}))
+    with pytest.raises(QuarantineError, match="damaged"):
+        quarantine.open(ID)
 
 
 def test_nobody_else_can_read_it(tmp_path, quarantine):

@@ -1,0 +1,57 @@
+"""What every file of commands stands on: errors as one line, complaints, and the configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from .errors import SpamguardError
+
+if TYPE_CHECKING:
+    from .config import Loaded
+
+ERROR = 2
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on standard error and exit code 2, never a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **kwargs) or 0)
+        except click.exceptions.Exit as leaving:
+            sys.exit(leaving.exit_code)
+        except click.Abort:
+            fail("interrupted")
+        except click.ClickException as error:
+            fail(error.format_message())
+        except SpamguardError as error:
+            fail(str(error))
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # `| head`; click itself would exit with 1, which says spam
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(ERROR)
+
+
+def fail(message: str) -> NoReturn:
+    click.echo(f"spamguard: {' '.join(message.split())}", err=True)
+    sys.exit(ERROR)
+
+
+def complain(complaints: Iterable[str]) -> None:
+    for line in complaints:
+        click.echo(f"spamguard: {line}", err=True)
+
+
+def load_config(context: click.Context) -> Loaded:
+    from .config import load
+
+    return load(context.obj)

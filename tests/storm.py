@@ -45,13 +45,13 @@ def _outcome(name: str, scene: Scene, began: float) -> Outcome:
     return Outcome(name, scene, time.monotonic() - began, judge(scene.evidence()))
 
 
-def killed(scene: Scene, kills: int) -> Outcome:
-    """A user is at work and the watcher is killed, while mail arrives and until all is judged."""
+def killed(scene: Scene, kills: int, linger_s: float = 10) -> Outcome:
+    """A user is at work and the watcher is killed, while mail arrives and is judged, and the user for longer."""
     began = time.monotonic()
     with scene.running():
         scene.begin(user=True)
         scene.kill_at_random_moments(kills)
-        scene.settle()
+        scene.settle(linger_s)
     return _outcome("killed", scene, began)
 
 

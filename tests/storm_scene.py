@@ -24,7 +24,7 @@ from .storm_user import ARCHIVE, JUNK, TRASH
 from .storm_user import read as read_acts
 
 ROOT = Path(__file__).parents[1]
-STALL_S = 60
+STALL_S, PATIENCE_S = 60, 3
 SHARES = 3
 TICK_S = 0.02
 
@@ -139,16 +139,16 @@ class Scene:
         self._processes.append(subprocess.Popen(command, cwd=ROOT))
 
     def reached(self, count: int) -> None:
-        """Return when so many messages are judged, or when nothing goes on any more."""
+        """Return when so many messages are judged, or when nothing goes on: the user may have taken the rest away."""
         since = time.monotonic()
-        while (judged := self._count()) < count and time.monotonic() < since + STALL_S:
+        while (judged := self._count()) < count and time.monotonic() < since + PATIENCE_S:
             if judged != self.judged:
                 since, self.judged = time.monotonic(), judged
                 self.progress(judged)
             time.sleep(TICK_S)
 
-    def settle(self) -> None:
-        """Return when all is delivered, judged and has lain still for long enough."""
+    def settle(self, linger_s: float = 0) -> None:
+        """Return when all is delivered, judged and has lain still for long enough; the user goes on for `linger_s`."""
         deliverers, users = self._processes[:SHARES], self._processes[SHARES:]
         for process in deliverers:
             if process.wait(600):
@@ -159,6 +159,7 @@ class Scene:
                 since, left = time.monotonic(), waiting
                 self.progress(self._count())
             time.sleep(0.2)
+        time.sleep(linger_s)
         for process in users:
             process.send_signal(signal.SIGTERM)
             if process.wait(60):
@@ -168,16 +169,16 @@ class Scene:
 
     def _waiting(self) -> int:
         """How many lie in an inbox and have not been judged."""
-        known = {base for (base,) in self._select("SELECT base FROM message")}
+        known = {base for (base,) in self._select("SELECT base FROM message")}  # up to the size, which may change
         return sum(
-            path.name.partition(":")[0] not in known and number_of(path.name) >= self._old
+            path.name.partition(",")[0] not in known and number_of(path.name) >= self._old
             for maildir in MAILDIRS
             for place in ("new", "cur")
             for path in (self.folder / maildir / place).iterdir()
         )
 
     def _count(self) -> int:
-        rows = self._select("SELECT count(*) FROM message")
+        rows = self._select("SELECT count(*) FROM message WHERE label IS NOT NULL")
         return int(rows[0][0]) if rows else 0
 
     def _select(self, query: str) -> list[tuple[object, ...]]:
@@ -201,7 +202,9 @@ class Scene:
             found=self._found(),
             rows=[
                 Row(Path(str(maildir)).name, str(content), str(label), float(str(at)))
-                for maildir, content, label, at in self._select("SELECT maildir, content, label, at FROM message")
+                for maildir, content, label, at in self._select(
+                    "SELECT maildir, content, label, at FROM message WHERE label IS NOT NULL"
+                )
             ],
             labels=self._labels(),
             lives=self.lives,

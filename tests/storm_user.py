@@ -20,7 +20,8 @@ from pathlib import Path
 from .storm_mail import MAILDIRS, name_of, number_of
 
 INBOX, JUNK, ARCHIVE, TRASH, GONE = "", ".Junk", ".Archive", ".Trash", "expunged"
-MORE_FLAGS = {"": "S", "S": "RS", "F": "FS", "RS": "FRS", "FS": "FRS", "FRS": "FRST", "Sab": "RSab"}
+# Not T: what is marked for deletion says as little as what is in the trash.
+MORE_FLAGS = {"": "S", "S": "RS", "F": "FS", "RS": "FRS", "FS": "FRS", "Sab": "RSab"}
 BATCH, PAUSE_S = 25, 0.004
 
 # What the user does, from where to where, and how often. From a folder to itself: other flags.

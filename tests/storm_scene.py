@@ -148,7 +148,7 @@ class Scene:
             time.sleep(TICK_S)
 
     def settle(self, linger_s: float = 0) -> None:
-        """Return when all is delivered, judged and has lain still for long enough; the user goes on for `linger_s`."""
+        """Return when all is delivered, judged and has lain still for long; the user goes on for `linger_s`."""
         deliverers, users = self._processes[:SHARES], self._processes[SHARES:]
         for process in deliverers:
             if process.wait(600):

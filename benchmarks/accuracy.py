@@ -30,8 +30,8 @@ from sklearn.model_selection import GridSearchCV
 from spamguard.config import EncoderTable
 from spamguard.encoder import TorchEncoder
 from spamguard.encoder import load as load_encoder
-from spamguard.featurestore import FeatureStore, stack
-from spamguard.head import Features, logits, probability
+from spamguard.featurestore import FeatureStore
+from spamguard.head import Features, logits, probability, stack
 from spamguard.message import parse
 from training.corpus import tabulate
 from training.fit import DEFAULT_PENALTIES, Penalties, fit

@@ -1,8 +1,8 @@
 """What the watcher remembers, in SQLite: which messages it has judged, where each lies, and which moves wait to be
 believed. What a process did before SIGKILL is known to the next one.
 
-A message is known by the hash of its content, as servers and clients give it a new name when they move it; the name
-is the quick way to the hash.
+A message is known by the hash of its content, as servers and clients give it a new name when they move it. As long as
+it stays in its folder, the part of its name that never changes says that it is still there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CREATE TABLE IF NOT EXISTS message (
 CREATE TABLE IF NOT EXISTS place (
     maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, keyword TEXT, PRIMARY KEY (maildir, folder, base)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS place_base ON place (maildir, base);
 CREATE INDEX IF NOT EXISTS place_content ON place (maildir, content);
 CREATE TABLE IF NOT EXISTS belief (
     maildir TEXT, content TEXT, label TEXT NOT NULL, source TEXT NOT NULL, due REAL NOT NULL,
@@ -112,14 +111,6 @@ class Sightings:
                 (maildir, *_key(spot)),
             ).fetchone()
             return found
-
-    def content_of(self, maildir: str, spot: Spot) -> str | None:
-        """The content of what is known to lie, or to have lain, under this name in any folder."""
-        with self._transaction() as db:
-            found = db.execute(
-                "SELECT content FROM place WHERE maildir = ? AND base = ?", (maildir, _text(spot.unique))
-            ).fetchone()
-            return found[0] if found else None
 
     def message(self, maildir: str, content: str) -> Known | None:
         with self._transaction() as db:

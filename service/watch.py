@@ -11,6 +11,7 @@ import contextlib
 import glob
 import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -42,7 +43,7 @@ _SOON_S = 10.0
 _THREADS = 8
 _PRUNE_S = 86_400
 
-_Key = tuple[str, str]
+_Key = tuple[str, str, str]  # Maildir, folder, and what is unique in the name
 
 
 class _Watched:
@@ -52,7 +53,7 @@ class _Watched:
         self.box = box
         self.maildir = str(box.path)
         self.judges = judges
-        self.old: set[str] | None = None
+        self.old: set[tuple[str, str]] | None = None
         """What was there when we first came, and has not been noted yet; None: we have been through."""
         self.inode: tuple[int, int] | None = None
         self.watch: Any = None
@@ -106,7 +107,7 @@ class Watcher:
             task.cancel()
         if self._tasks:
             for _ in range(self._table.concurrency):
-                self._queue.put_nowait(("", ""))
+                self._queue.put_nowait(("", "", ""))
             _, late = await asyncio.wait(self._tasks, timeout=self._shutdown_s)
             for task in late:
                 task.cancel()
@@ -154,10 +155,10 @@ class Watcher:
             box.create(junk)
         return None
 
-    def _old(self, box: Mailbox) -> set[str]:
+    def _old(self, box: Mailbox) -> set[tuple[str, str]]:
         """What is no new mail at our first start: all but what lies in new/ of a folder that is judged."""
         return {
-            spot.unique
+            (folder, spot.unique)
             for folder in box.folders()
             for spot in box.spots(folder)
             if spot.part == "cur" or folder not in self._table.folders
@@ -176,6 +177,8 @@ class Watcher:
         if self._table.poll_s or self._stopping:
             return
         if self._observer is None:
+            # watchdog 7 says so when a folder and what is in it are made at once; it has what it needs all the same.
+            warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
             self._observer = Observer()
             self._observer.start()
         alive = {emitter.watch for emitter in self._observer.emitters if emitter.is_alive()}
@@ -213,7 +216,7 @@ class Watcher:
 
     def _notice(self, watched: _Watched, spot: Spot) -> None:
         """Have a message looked at; if it is waiting already, at its newest place."""
-        key = (watched.maildir, spot.unique)
+        key = (watched.maildir, spot.folder, spot.unique)
         if key not in self._waiting and key not in self._busy:
             self._queue.put_nowait(key)
         self._waiting[key] = (watched, spot)
@@ -293,7 +296,14 @@ class Watcher:
                     self._busy.add(key)
                     await self._look(*found)
             except Exception as error:
-                self._warn(f"{key}", "not looked at", maildir=key[0], name=key[1], cause=str(error) or repr(error))
+                self._warn(
+                    f"{key}",
+                    "not looked at",
+                    maildir=key[0],
+                    folder=key[1],
+                    name=key[2],
+                    cause=str(error) or repr(error),
+                )
             finally:
                 self._busy.discard(key)
                 if key in self._waiting:
@@ -322,20 +332,16 @@ class Watcher:
             if before != (keyword.value if keyword else None):
                 self._moves.flagged(box, content, spot, keyword)
             return None
-        raw: bytes | None = None
-        content_known = sightings.content_of(maildir, spot)
-        if content_known is None:
-            raw = box.read(spot, self._limit)
-            content_known = content_hash(raw)
-        if known := sightings.message(maildir, content_known):
+        raw = box.read(spot, self._limit)
+        content = content_hash(raw)
+        if known := sightings.message(maildir, content):
             self._moves.arrived(box, known, spot, keyword)
             return None
-        raw = box.read(spot, self._limit) if raw is None else raw
-        is_new = watched.old is None or spot.unique not in watched.old
+        is_new = watched.old is None or (spot.folder, spot.unique) not in watched.old
         if watched.judges and is_new and spot.folder in self._table.folders:
-            return Arrival(box, spot, raw, content_known, keyword)
+            return Arrival(box, spot, raw, content, keyword)
         side = self._moves.first_side(spot.folder)
-        sightings.judged(maildir, content_known, spot, state="seen", side=side, keyword=keyword)
+        sightings.judged(maildir, content, spot, state="seen", side=side, keyword=keyword)
         return None
 
     def _warn(self, what: str, event: str, **fields: Any) -> None:

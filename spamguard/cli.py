@@ -14,6 +14,7 @@ import click
 
 from . import __version__
 from .cli_base import ERROR, OneLineErrors, complain, load_config
+from .cli_labels import labels
 from .errors import ScoringError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def main(context: click.Context, file: Path | None) -> None:
     context.obj = file
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+main.add_command(labels)
 
 
 def load_scorer(context: click.Context) -> Scorer:
@@ -126,7 +130,7 @@ def filter_(context: click.Context) -> None:
 
 
 @main.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--kind", type=click.Choice(["additive", "mlp"]), default="additive", show_default=True, help="Kind of head."
 )
@@ -134,16 +138,19 @@ def filter_(context: click.Context) -> None:
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
 @click.pass_context
 def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: bool, seed: int) -> None:
-    """Fit a new head on labelled mail and put it in service.
+    """Fit a new head on all labels and put it in service.
 
     PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
-    `spam` at any depth, ham.mbox and spam.mbox, or a CSV with the columns label and text. Encoder output is kept, so
-    that the next time only new mail is encoded. A running daemon takes the new head on SIGHUP.
+    `spam` at any depth, ham.mbox and spam.mbox, or a CSV with the columns label and text. What is found there takes
+    the place of what the last retrain with a PATH found; without one, that stays. What the user said (`spamguard
+    labels list`) counts as well, and more than a folder. Encoder output is kept, so that the next time only new
+    mail is encoded. A running daemon takes the new head on SIGHUP.
 
     \b
     spamguard retrain ~/Maildir
     spamguard retrain corpus/           (corpus/ham/*, corpus/spam/*)
     spamguard retrain messages.csv
+    spamguard retrain                   (these again, and what the user said since)
     """
     from training.report import as_text
     from training.retrain import retrain as run

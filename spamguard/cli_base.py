@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .config import Loaded
 
 ERROR = 2
+# A group of commands without one of them: its help is shown. Before click 8.2 there was no such error.
+_NO_COMMAND = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class OneLineErrors(click.Group):
@@ -29,6 +31,9 @@ class OneLineErrors(click.Group):
         except click.Abort:
             fail("interrupted")
         except click.ClickException as error:
+            if isinstance(error, _NO_COMMAND):
+                click.echo(error.format_message())
+                sys.exit(0)
             fail(error.format_message())
         except SpamguardError as error:
             fail(str(error))

@@ -21,6 +21,10 @@ class CorpusError(SpamguardError):
     """Labelled mail cannot be read, or cannot be learnt from."""
 
 
+class BusyError(SpamguardError):
+    """Another process is at it already."""
+
+
 class ScoringError(SpamguardError):
     """No verdict could be reached (fault, overload or deadline); the mail itself is not to blame."""
 

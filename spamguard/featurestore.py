@@ -10,16 +10,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import features, message, wide
-from .encoder import FloatArray
 from .errors import SpamguardError
-from .head import Features
+from .head import Row
 from .headers import content_hash as content_hash  # the key of every row
 from .wide import Counts
 
@@ -29,24 +27,6 @@ KEYS_A_QUERY = 500
 
 class FeatureStoreError(SpamguardError):
     """The store's file cannot be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a head sees of one message: deep (dim,), wide, structure (k,)."""
-
-    deep: FloatArray
-    wide: Counts
-    structure: FloatArray
-
-
-def stack(rows: Sequence[Row]) -> Features:
-    """Rows of n messages as the arrays that a head reads."""
-    return Features(
-        np.stack([row.deep for row in rows]),
-        [row.wide for row in rows],
-        np.stack([row.structure for row in rows]),
-    )
 
 
 class FeatureStore:

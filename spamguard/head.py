@@ -32,6 +32,24 @@ class Features:
         return len(self.wide)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a head sees of one message: deep (dim,), wide, structure (k,)."""
+
+    deep: FloatArray
+    wide: Counts
+    structure: FloatArray
+
+
+def stack(rows: Sequence[Row]) -> Features:
+    """Rows of n messages as the arrays that a head reads."""
+    return Features(
+        np.stack([row.deep for row in rows]),
+        [row.wide for row in rows],
+        np.stack([row.structure for row in rows]),
+    )
+
+
 class Head(Protocol):
     """Features -> logits. `parts` of each message sum to its logit."""
 

@@ -15,8 +15,8 @@ from .config import Config
 from .encoder import CHARACTERS_A_TOKEN, Encoder, FloatArray, TokenIds
 from .encoder import load as load_encoder
 from .errors import ScoringError
-from .featurestore import Row, stack
-from .head import AdditiveHead, Features, probability
+from .head import AdditiveHead, Features, Row, probability, stack
+from .headers import strip
 from .message import is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, count
@@ -92,7 +92,8 @@ class Scorer:
         label = self.cutoffs.label(p)
         if not reasons and (explain or label is not Label.HAM):
             reasons = self._reasons(item, seen, i, parts)
-        return Verdict(p, label, self.cutoffs, parts, reasons, self.encoder_id, self.head_id)
+        row = Row(seen.deep[i], seen.wide[i], seen.structure[i])
+        return Verdict(p, label, self.cutoffs, parts, reasons, self.encoder_id, self.head_id, seen=row)
 
     def _reasons(self, item: Prepared, seen: Features, i: int, parts: dict[str, float]) -> tuple[Reason, ...]:
         """The strongest single shares of the logit, strongest first."""
@@ -126,8 +127,11 @@ class Scorer:
 
 
 def prepare(encoder: Encoder, raw: bytes) -> Prepared:
-    """Parse, tokenise and measure one message: all that comes before the encoder."""
-    message = parse(raw)
+    """Parse, tokenise and measure one message: all that comes before the encoder.
+
+    Our headers, and forged ones, are not looked at: what is learnt must not depend on whether we were here before.
+    """
+    message = parse(strip(raw))
     text = message.text[: WIDE_TOKENS * CHARACTERS_A_TOKEN]
     token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)

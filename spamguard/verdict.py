@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .head import Row
 
 
 class Label(StrEnum):
@@ -48,7 +52,7 @@ class Verdict:
 
     `probability` is the calibrated probability of spam. `parts` holds each part's share of the logit (their sum
     is the logit), `reasons` the strongest single shares, strongest first. `encoder` and `head` are the
-    fingerprints of what judged.
+    fingerprints of what judged, and `seen` is what the head saw, from which it can be taught.
     """
 
     probability: float
@@ -59,3 +63,4 @@ class Verdict:
     encoder: str
     head: str
     milliseconds: float = 0.0
+    seen: Row | None = field(default=None, compare=False, repr=False)

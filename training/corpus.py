@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import pandas as pd
 
 from spamguard.encoder import Encoder
 from spamguard.errors import CorpusError
-from spamguard.featurestore import FeatureStore, Row, content_hash
+from spamguard.featurestore import FeatureStore, content_hash
+from spamguard.head import Row
 from spamguard.scorer import look, prepare
 
 SPAM_NAMES = frozenset({"spam", "junk", "junk e-mail", "junk email", "bulk mail"})
@@ -55,18 +56,23 @@ def find(paths: Iterable[Path]) -> Iterator[Labelled]:
 
 
 def tabulate(
-    paths: Iterable[Path], encoder: Encoder, store: FeatureStore, progress: Callable[[int, int], None] | None = None
+    paths: Iterable[Path],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Callable[[int, int], None] | None = None,
+    settled: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read all mail, encode what the store does not hold yet, and list it: content, label, source, where.
 
-    Each content stands once; mail that carries both labels is left out. Returns the table and complaints (files that
-    could not be read, contradictions), one line each. `progress` is told (messages done, messages in all).
+    Each content stands once; mail that carries both labels is left out, and so is what is `settled`: contents of
+    which the user has said what they are. Returns the table and complaints (files that could not be read,
+    contradictions), one line each. `progress` is told (messages done, messages in all).
     """
     items = list(find(paths))
     rows: list[tuple[str, int, str, str]] = []
     complaints: list[str] = []
     for start in range(0, len(items), MESSAGES_A_STEP):
-        step: list[tuple[str, bytes]] = []
+        step: dict[str, bytes] = {}
         for item in items[start : start + MESSAGES_A_STEP]:
             try:
                 raw = item.read()
@@ -74,23 +80,30 @@ def tabulate(
                 complaints.append(f"{item.where}: {error.strerror}")
                 continue
             content = content_hash(raw)
-            step.append((content, raw))
+            step[content] = raw
             rows.append((content, item.label, item.source, item.where))
-        _encode(dict(step), encoder, store)
+        encode(list(step), step.get, encoder, store)
         if progress:
             progress(min(start + MESSAGES_A_STEP, len(items)), len(items))
     table = pd.DataFrame(rows, columns=["content", "label", "source", "where"])
+    table = table[~table["content"].isin(settled)]
     both = table.groupby("content")["label"].transform("nunique") > 1
     complaints += [f"{where}: labelled both ham and spam, left out" for where in table["where"][both]]
     return table[~both].drop_duplicates("content", ignore_index=True), complaints
 
 
-def _encode(step: dict[str, bytes], encoder: Encoder, store: FeatureStore) -> None:
-    missing = sorted(step.keys() - store.known(list(step)))
-    if missing:
-        batch = [prepare(encoder, step[content]) for content in missing]
-        seen = look(encoder, batch)
-        store.put(zip(missing, map(Row, seen.deep, seen.wide, seen.structure), strict=True))
+def encode(
+    contents: Sequence[str], read: Callable[[str], bytes | None], encoder: Encoder, store: FeatureStore
+) -> None:
+    """Encode those messages that the store does not hold yet; `read` gives None for one that is gone.
+
+    Raises ScoringError or FeatureStoreError.
+    """
+    missing = sorted(set(contents) - store.known(contents))
+    batch = {content: prepare(encoder, raw) for content in missing if (raw := read(content)) is not None}
+    if batch:
+        seen = look(encoder, list(batch.values()))
+        store.put(zip(batch, map(Row, seen.deep, seen.wide, seen.structure), strict=True))
 
 
 def _in_path(path: Path) -> Iterator[Labelled]:

@@ -492,7 +492,6 @@ def test_show_config_lists_every_value_and_its_origin(run: Run, tmp_path: Path) 
         (["--config", "/no/such.toml", "serve"], "/no/such.toml: No such file or directory"),
         (["scroe"], "No such command 'scroe'"),
         (["score"], "Missing argument"),
-        (["retrain"], "Missing argument"),
         (["evaluate"], "Missing argument"),
         (["score", "--colour", "x"], "No such option"),
         (["--colour"], "No such option"),

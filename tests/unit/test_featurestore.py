@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spamguard import features, headers, message, wide
-from spamguard.featurestore import KEYS_A_QUERY, FeatureStore, FeatureStoreError, Row, content_hash, stack
+from spamguard.featurestore import KEYS_A_QUERY, FeatureStore, FeatureStoreError, content_hash
+from spamguard.head import Row, stack
 from spamguard.verdict import Cutoffs, Label, Verdict
 from spamguard.wide import Counts
 

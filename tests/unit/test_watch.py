@@ -110,6 +110,20 @@ def test_what_was_there_before_the_first_start_is_left_alone(watch: Start, box: 
     assert labels(running) == {}
 
 
+def test_a_maildir_counts_as_known_when_all_that_was_there_has_been_noted(
+    watch: Start, box: Box, loop_thread: Any, tmp_path: Path
+) -> None:
+    for _ in range(20):
+        box.deliver(os.urandom(8).hex().encode(), part="cur", info=":2,S")
+    first = watch(rescan_s=0.1)
+    until(lambda: not Sightings(tmp_path / "watch.sqlite3").is_new(str(box.path)))
+    loop_thread.run(first.daemon.stop())
+    away = box.deliver(b"Subject: away\n\nviagra\n", part="cur", info=":2,S")
+    second = watch()
+    settled(second)
+    assert f".Junk/cur/{away}:2,S" in box.files() and len(box.files()) == 21
+
+
 def test_nothing_is_judged_twice_and_what_came_meanwhile_is_judged_after_a_restart(
     watch: Start, box: Box, loop_thread: Any
 ) -> None:

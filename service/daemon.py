@@ -28,6 +28,7 @@ from .maildir import Maildir, MaildirDelivery
 from .notify import notify, reloading
 from .pipeline import Pipeline
 from .quarantine import Quarantine
+from .refit import Refit
 from .relay import NextHop, Relay
 from .retention import expire_hourly
 from .watch import Watcher
@@ -74,13 +75,15 @@ class Daemon:
         self.next_hop: NextHop | None = None
         self.watcher: Watcher | None = None
         self._expiry: asyncio.Task[None] | None = None
+        self.refit: Refit | None = None
+        self._reload_wanted = asyncio.Event()
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
     async def run(self) -> None:
         adopted = self.journal.adopt_logging()
         loop = asyncio.get_running_loop()
-        stop, reload = asyncio.Event(), asyncio.Event()
+        stop, reload = asyncio.Event(), self._reload_wanted
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
@@ -136,6 +139,8 @@ class Daemon:
                 await listener.start(bound)
                 self.listener = listener
             self._expiry = asyncio.create_task(expire_hourly(quarantine, config.quarantine, self.journal))
+            self.refit = Refit(lambda: self.loaded, self.batcher, self.journal, self._reload_wanted.set)
+            self.refit.start()
         except BaseException:
             if bound:
                 bound.close()
@@ -229,6 +234,8 @@ class Daemon:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:
             self.next_hop.close()
+        if self.refit is not None:
+            await self.refit.stop()
         if self.batcher is not None:
             await self.batcher.stop()
 

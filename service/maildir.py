@@ -32,7 +32,7 @@ class Maildir:
         """Write a message into new/ and return its path, when a crash can no longer lose it. Raises OSError."""
         folder = self.junk if junk else self.path
         self._create(folder)
-        name = _unique_name()
+        name = unique_name()
         temporary = folder / "tmp" / name
         try:
             final = folder / "new" / f"{name},S={_write(temporary, pieces)}"
@@ -115,7 +115,7 @@ class MaildirDelivery:
         pass
 
 
-def _unique_name() -> str:
+def unique_name() -> str:
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     host = socket.gethostname().replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")
     return f"{seconds}.M{nanoseconds // 1000}P{os.getpid()}Q{next(_counter)}.{host}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from spamguard import headers
-from spamguard.actions import Disposition
+from spamguard import headers, released
+from spamguard.actions import Disposition, Fate
 from spamguard.errors import ScoringError
 from spamguard.policy import Policy
 
@@ -13,12 +16,23 @@ from .batcher import Batcher
 
 
 class Pipeline:
-    """`policy` may be replaced at any time. `count` is told of what is not scored: `unscored.deadline` and so on."""
+    """`policy` may be replaced at any time. `count` is told of what is not scored: `unscored.deadline` and so on.
 
-    def __init__(self, batcher: Batcher, policy: Policy, count: Callable[[str], None] | None = None) -> None:
+    `release_key` is the file of the key by which released mail is known; without it all mail is judged.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        policy: Policy,
+        count: Callable[[str], None] | None = None,
+        release_key: Path | None = None,
+    ) -> None:
         self.batcher = batcher
         self.policy = policy
         self._count = count or (lambda name: None)
+        self._release_key = release_key
+        self._complained = False
 
     async def handle(
         self,
@@ -33,6 +47,10 @@ class Pipeline:
         dispositions hold the new beginning. Raises DeliveryError where the policy wants the sender to keep what
         could not be scored.
         """
+        mark = headers.released_mark(raw)
+        if mark is not None and (message_id := await asyncio.to_thread(self._released, raw, rest)):
+            data = headers.stamp_released(raw, message_id, mark)
+            return [Disposition(Fate.DELIVER, data, released=message_id)] * len(recipients)
         # Marks are stripped before scoring as well: a verdict must not rest on somebody else's, or on our last one.
         clean = headers.strip(raw)
         try:
@@ -41,3 +59,14 @@ class Pipeline:
             self._count(f"unscored.{str(error).partition(':')[0]}")
             return self.policy.failed(raw, error, recipients)
         return self.policy.decide(raw, verdict, recipients, one_reply)
+
+    def _released(self, raw: bytes, rest: Callable[[], bytes] | None) -> str | None:
+        """The id of a message that was released from the quarantine, if its mark is true."""
+        try:
+            key = released.key_in(self._release_key) if self._release_key else None
+            return released.is_ours(raw, key, rest) if key else None
+        except released.KeyFileError as error:
+            if not self._complained:
+                self._complained = True
+                logging.getLogger(__name__).warning("released mail is judged again: %s", error)
+            return None

@@ -24,7 +24,8 @@ class Disposition:
     """What shall become of a message, in words that every ingress understands.
 
     `data` is what goes on or is held, `junk` asks for the junk folder where there are folders, `reply` is the
-    refusal owed to an SMTP client. Without a verdict the message was not scored, and `failure` says why.
+    refusal owed to an SMTP client. Without a verdict the message was not scored, and `failure` says why, or it was
+    released from the quarantine, and `released` is its id there.
     """
 
     fate: Fate
@@ -33,6 +34,7 @@ class Disposition:
     reply: bytes | None = None
     verdict: Verdict | None = None
     failure: str | None = None
+    released: str | None = None
 
 
 # What it gets is the message as it came, forged marks included.

@@ -347,6 +347,11 @@ class Config(Table):
         return self.maildir.path or self.state_dir / "Maildir"
 
     @property
+    def release_key(self) -> Path:
+        """The file of the key that marks released mail."""
+        return self.state_dir / "release.key"
+
+    @property
     def labels_file(self) -> Path:
         return self.state_dir / "labels.sqlite3"
 

@@ -28,6 +28,8 @@ _SEPARATOR_NAME = _SEPARATOR.lower().encode()
 _SUBJECT_MARK = re.compile(rb'x-spamguard-subject: (begins|added) "([!-~][ -~]{0,63})"\r?\n', re.IGNORECASE)
 _SUBJECT_START = re.compile(rb"subject[ \t]*+:[ \t]*+", re.IGNORECASE)
 
+RELEASED = "X-Spamguard-Released"
+
 _WIDTH = 78
 _LINE = re.compile(rf"(?:\S.{{0,{_WIDTH - 2}}}|\S+)(?= |\Z)")
 _NAME_BYTES = 998
@@ -87,6 +89,34 @@ def stamp_unscored(raw: bytes, why: str) -> bytes:
     """Say above a message, in the place of any verdict, that none was reached; `why` is cut to its first word."""
     reason = re.match(r"[a-z]{1,20}", why)
     return _stamped(strip(raw), [("X-Spamguard", f"unscored; reason={reason[0] if reason else 'fault'}")])
+
+
+def stamp_released(raw: bytes, message_id: str, mark: str) -> bytes:
+    """Say above a message, in the place of any verdict, that it was released; `mark` proves it (see released.py)."""
+    return _stamped(strip(raw), [("X-Spamguard", f"released; id={message_id}"), (RELEASED, mark)])
+
+
+def released_mark(raw: bytes) -> str | None:
+    """The value of the topmost X-Spamguard-Released on one line, true or forged; None if there is none."""
+    if not _mentions_ours(raw):
+        return None
+    values = (value for name, value in fields(raw) if name == RELEASED.lower().encode())
+    return next((value.decode("ascii", "replace") for value in values), None)
+
+
+def fields(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name in lower case and value of each field of the top header block; the value on one line, blanks as one."""
+    for field in _fields(raw):
+        yield field[1].lower(), b" ".join(field[0].partition(b":")[2].split())
+
+
+def body_start(raw: bytes) -> int:
+    """Where the body begins, behind the empty line that ends the header block if there is one."""
+    stop = _after_mbox_line(raw, 0)
+    for field in _fields(raw):
+        stop = field.end()
+    blank = _BLANK_LINE.match(raw, stop)
+    return blank.end() if blank else stop
 
 
 def prepend(raw: bytes, block: bytes) -> bytes:

@@ -109,7 +109,7 @@ def test_names_are_unique(tmp_path, monkeypatch):
 def test_a_file_that_is_there_is_never_overwritten(tmp_path, monkeypatch):
     box = Maildir(tmp_path, "")
     box.create()
-    monkeypatch.setattr(maildir, "_unique_name", lambda: "same")
+    monkeypatch.setattr(maildir, "unique_name", lambda: "same")
     (tmp_path / "tmp/same").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
         box.deliver([DATA], junk=False)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from service.envelope import Envelope
 from service.envelope import Path as Mailbox
+from service.held import Source
 from service.quarantine import Quarantine
 from spamguard.errors import QuarantineError
 from spamguard.verdict import Reason
@@ -51,7 +53,7 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-EMPTY = ["held", "tmp"]
+EMPTY = ["held", "released", "tmp"]
 
 
 def test_what_is_held_is_what_came(tmp_path, quarantine):
@@ -70,7 +72,7 @@ def test_what_is_held_is_what_came(tmp_path, quarantine):
     )  # fmt: skip
     assert held.verdict["reasons"] == [{"part": "wide", "what": '"viagra" \u202e\udc80', "logit": 1.5}]
     assert everything(tmp_path / "q") == [
-        "held", f"held/{ID}", f"held/{ID}/envelope.json", f"held/{ID}/message.eml", "tmp",
+        "held", f"held/{ID}", f"held/{ID}/envelope.json", f"held/{ID}/message.eml", "released", "tmp",
     ]  # fmt: skip
     assert (tmp_path / f"q/held/{ID}/message.eml").read_bytes() == RAW
 
@@ -83,6 +85,43 @@ def test_any_bytes_come_back(tmp_path_factory, pieces, path, parameters):
     quarantine.stage(ID, envelope, pieces, None).commit()
     held = quarantine.open(ID)
     assert (held.content, held.envelope, held.verdict) == (b"".join(pieces), envelope, None)
+
+
+SOURCE = Source(
+    "/home/ann/Maildir", ".Lists", "1700000000.M1P2\udcff.host,S=20", "FSa", 1_700_000_000_123_456_789, 0o640
+)
+
+
+@pytest.mark.parametrize(("lmtp", "source"), [(False, None), (True, None), (False, SOURCE)])
+def test_where_it_came_from_comes_back(quarantine, lmtp, source):
+    envelope = Envelope(lmtp=lmtp)
+    quarantine.stage(ID, envelope, [RAW], None, source).commit()
+    held = quarantine.open(ID)
+    assert (held.source, held.envelope) == (source, envelope)
+
+
+def test_files_from_before_there_were_watchers_are_read(quarantine):
+    final = hold(quarantine)
+    said = json.loads((final / "envelope.json").read_text())
+    assert said.pop("source") == "smtp"
+    (final / "envelope.json").write_text(json.dumps(said))
+    assert (quarantine.open(ID).source, quarantine.open(ID).envelope) == (None, ENVELOPE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"folder": ".."}, {"folder": "Lists"}, {"folder": "./x"}, {"name": "../x"}, {"name": ".x"}, {"name": ""},
+     {"name": "a:2,S"}, {"name": "a\0"}, {"flags": "S/"}, {"maildir": "Maildir"}, {"mode": 0o4755}, {"mode": "x"},
+     {"mtime_ns": 2**63}, {"name": "x" * 256}, {"folder": 7}],
+)  # fmt: skip
+def test_row_20_no_source_leads_out_of_its_maildir(quarantine, wrong):
+    with pytest.raises((ValueError, TypeError)):
+        replace(SOURCE, **wrong)
+    final = hold(quarantine)
+    said = json.loads((final / "envelope.json").read_text())
+    (final / "envelope.json").write_text(json.dumps(said | {"source": asdict(SOURCE) | wrong}))
+    with pytest.raises(QuarantineError, match="damaged"):
+        quarantine.open(ID)
 
 
 def test_nobody_else_can_read_it(tmp_path, quarantine):
@@ -299,5 +338,5 @@ def test_row_20_what_is_not_as_we_wrote_it_is_not_opened(tmp_path, quarantine, d
 
 
 def test_what_is_not_there_is_one_line(quarantine):
-    with pytest.raises(QuarantineError, match=f"^{ID}: cannot be read: No such file or directory$"):
+    with pytest.raises(QuarantineError, match=f"^{ID}: no such message$"):
         quarantine.open(ID)

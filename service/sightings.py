@@ -1,0 +1,262 @@
+"""What the watcher remembers, in SQLite: which messages it has judged, where each lies, and which moves wait to be
+believed. What a process did before SIGKILL is known to the next one.
+
+A message is known by the hash of its content, as servers and clients give it a new name when they move it. As long as
+it stays in its folder, the part of its name that never changes says that it is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from spamguard.errors import SpamguardError
+from spamguard.verdict import Label, Verdict
+
+from .mailbox import Spot
+
+# Of a message that is in no folder any more; so long it may come back, from a backup or another client.
+_KEPT_S = 90 * 86_400
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS maildir (path TEXT PRIMARY KEY, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS message (
+    maildir TEXT, content TEXT, state TEXT NOT NULL, side TEXT NOT NULL, at REAL NOT NULL, base TEXT NOT NULL,
+    label TEXT, probability REAL, head TEXT, folder TEXT NOT NULL, target TEXT, PRIMARY KEY (maildir, content)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS place (
+    maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, keyword TEXT, PRIMARY KEY (maildir, folder, base)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS place_content ON place (maildir, content);
+CREATE TABLE IF NOT EXISTS belief (
+    maildir TEXT, content TEXT, label TEXT NOT NULL, source TEXT NOT NULL, due REAL NOT NULL,
+    PRIMARY KEY (maildir, content)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS message_state ON message (state) WHERE state IN ('moving', 'tagging', 'holding');
+"""
+
+
+class SightingsError(SpamguardError):
+    """The file of the watcher's memory cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A message that was seen before.
+
+    `state` is `seen` (never judged: it was there before us, or lay where nothing is judged), `left`, `moved`, `held`,
+    `tagged`, or while we are at it `moving`, `holding`, `tagging`. `side` is `junk` or `ham`: where it lies as far
+    as we did it or believe it. `base` and `folder` are where it was, `target` the name or id that we give it.
+    """
+
+    content: str
+    state: str
+    side: str
+    base: str
+    label: str | None
+    folder: str
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What the user seems to have said of a message, and why: `moved` or `keyword`."""
+
+    maildir: str
+    content: str
+    label: Label
+    source: str
+
+
+class Sightings:
+    """Any thread may use it. Methods raise SightingsError."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = Lock()
+        try:
+            file.touch(0o600)
+            # A power cut may take the last second: then that mail is judged once more, and nothing else.
+            self._db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise SightingsError(f"{file}: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def is_new(self, maildir: str) -> bool:
+        """Whether we have never been through this Maildir."""
+        with self._transaction() as db:
+            return db.execute("SELECT 1 FROM maildir WHERE path = ?", (maildir,)).fetchone() is None
+
+    def been_through(self, maildir: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO maildir VALUES (?, ?)", (maildir, time.time()))
+
+    def place(self, maildir: str, spot: Spot) -> tuple[str, str | None] | None:
+        """Content and keyword of what is known to lie in this folder under this name."""
+        with self._transaction() as db:
+            found: tuple[str, str | None] | None = db.execute(
+                "SELECT content, keyword FROM place WHERE maildir = ? AND folder = ? AND base = ?",
+                (maildir, *_key(spot)),
+            ).fetchone()
+            return found
+
+    def message(self, maildir: str, content: str) -> Known | None:
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT content, state, side, base, label, folder, target FROM message"
+                " WHERE maildir = ? AND content = ?",
+                (maildir, content),
+            ).fetchone()
+            return Known(*found) if found else None
+
+    def judged(
+        self,
+        maildir: str,
+        content: str,
+        spot: Spot,
+        *,
+        state: str,
+        side: str,
+        keyword: Label | None = None,
+        verdict: Verdict | None = None,
+        target: str | None = None,
+        place: Spot | None = None,
+    ) -> bool:
+        """Note a message for the first time, before anything is done with it; False if it was noted already.
+
+        `place` is where we are going to put it; there it will be no news.
+        """
+        said = (verdict.label.value, verdict.probability, verdict.head) if verdict else (None, None, None)
+        folder, base = _key(spot)
+        with self._transaction() as db:
+            row = (maildir, content, state, side, time.time(), base, *said, folder, target)
+            first = db.execute("INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?)", row).rowcount == 1
+            if first:
+                self._put(db, maildir, spot, content, keyword)
+                if place is not None:
+                    self._put(db, maildir, place, content, keyword)
+        return first
+
+    def finished(self, maildir: str, content: str, state: str, side: str, gone: Spot | None = None) -> None:
+        """Note what has become of a message, and where it does not lie (any more)."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE message SET state = ?, side = ? WHERE maildir = ? AND content = ?",
+                (state, side, maildir, content),
+            )
+            if gone is not None:
+                db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", (maildir, *_key(gone)))
+
+    def forget(self, maildir: str, content: str) -> None:
+        """As if it had never been seen."""
+        with self._transaction() as db:
+            for table in ("message", "place", "belief"):
+                db.execute(f"DELETE FROM {table} WHERE maildir = ? AND content = ?", (maildir, content))  # noqa: S608
+
+    def unfinished(self) -> list[tuple[str, Known]]:
+        """What a process was at when it was killed, with its Maildir."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT maildir, content, state, side, base, label, folder, target FROM message"
+                " WHERE state IN ('moving', 'tagging', 'holding')"
+            ).fetchall()
+        return [(row[0], Known(*row[1:])) for row in rows]
+
+    def arrived(self, maildir: str, content: str, spot: Spot, keyword: Label | None) -> None:
+        """Note that a known message lies here as well, or with another keyword."""
+        with self._transaction() as db:
+            self._put(db, maildir, spot, content, keyword)
+
+    def reconcile(self, maildir: str, folder: str, spots: Iterable[Spot]) -> list[Spot]:
+        """Forget the places in this folder where nothing lies any more; return what is not known to lie here."""
+        there = {_text(spot.unique): spot for spot in spots}
+        with self._transaction() as db:
+            rows = db.execute("SELECT base FROM place WHERE maildir = ? AND folder = ?", (maildir, _text(folder)))
+            known = {row[0] for row in rows}
+            gone = [(maildir, _text(folder), base) for base in known - there.keys()]
+            db.executemany("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", gone)
+        return [spot for base, spot in there.items() if base not in known]
+
+    def keep_folders(self, maildir: str, folders: Iterable[str]) -> None:
+        """Forget the places in folders that are gone."""
+        there = [_text(folder) for folder in folders]
+        with self._transaction() as db:
+            rows = db.execute("SELECT DISTINCT folder FROM place WHERE maildir = ?", (maildir,)).fetchall()
+            gone = [(maildir, row[0]) for row in rows if row[0] not in there]
+            db.executemany("DELETE FROM place WHERE maildir = ? AND folder = ?", gone)
+
+    def places(self, maildir: str, content: str) -> list[tuple[str, str]]:
+        """Folder and name of each place where the message lay when we looked last."""
+        with self._transaction() as db:
+            query = "SELECT folder, base FROM place WHERE maildir = ? AND content = ?"
+            return list(db.execute(query, (maildir, content)))
+
+    def expect(self, belief: Belief, due: float) -> None:
+        """The user seems to have said this; believe it when `due`, unless he changes his mind."""
+        with self._transaction() as db:
+            row = (belief.maildir, belief.content, belief.label.value, belief.source, due)
+            db.execute("INSERT OR REPLACE INTO belief VALUES (?, ?, ?, ?, ?)", row)
+
+    def dismiss(self, maildir: str, content: str) -> None:
+        """What the user seemed to say he has taken back."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", (maildir, content))
+
+    def due(self, now: float, quiet_s: float) -> list[Belief]:
+        """What is to be believed now. (What is due later than it can be was noted before the clock was put back.)"""
+        with self._transaction() as db:
+            query = "SELECT maildir, content, label, source FROM belief WHERE due <= ? OR due > ?"
+            rows = db.execute(query, (now, now + quiet_s + 3600)).fetchall()
+        return [Belief(maildir, content, Label(label), source) for maildir, content, label, source in rows]
+
+    def settle(self, belief: Belief, side: str | None) -> None:
+        """It has become a label; `side` is where the message now lies for good, None if it has not moved."""
+        with self._transaction() as db:
+            key = (belief.maildir, belief.content)
+            if side is not None:
+                db.execute("UPDATE message SET side = ? WHERE maildir = ? AND content = ?", (side, *key))
+            db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", key)
+
+    def prune(self) -> None:
+        """Forget what has long been in no folder."""
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM message WHERE at < ? AND NOT EXISTS (SELECT 1 FROM place"
+                " WHERE place.maildir = message.maildir AND place.content = message.content)",
+                (time.time() - _KEPT_S,),
+            )
+
+    def _put(self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, keyword: Label | None) -> None:
+        row = (maildir, *_key(spot), content, keyword.value if keyword else None)
+        db.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                with self._db:
+                    yield self._db
+            except sqlite3.Error as error:
+                raise SightingsError(f"{self._file}: {error}") from error
+
+
+def _key(spot: Spot) -> tuple[str, str]:
+    return _text(spot.folder), _text(spot.unique)
+
+
+def _text(name: str) -> str:
+    """A name as SQLite takes it: what is no UTF-8 is spelt out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,369 @@
+"""Ingress for Maildirs: judges new mail where it lies, and sees what the user moves.
+
+Events (inotify, by watchdog) say at once what has come; a look at everything, at the start and every few minutes,
+finds what no event told. Either only says that there is something to look at, so none can be believed too much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import glob
+import os
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from watchdog.events import DirCreatedEvent, DirMovedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent
+from watchdog.observers import Observer
+
+from spamguard.config import Config
+from spamguard.errors import ConfigError
+from spamguard.headers import content_hash
+
+from .filing import Arrival, Filing
+from .journal import Journal
+from .mailbox import Mailbox, Refused, Spot
+from .moves import Moves
+from .pipeline import Pipeline
+from .quarantine import Quarantine
+from .sightings import Sightings
+
+T = TypeVar("T")
+
+_EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent, DirMovedEvent]
+# The kernel keeps so many events that nobody has fetched, and drops the rest (inotify(7)).
+_KERNEL_LIMIT, _USUAL_LIMIT = Path("/proc/sys/fs/inotify/max_queued_events"), 16_384
+_TICK_S = 1.0
+_SOON_S = 10.0
+_THREADS = 8
+_PRUNE_S = 86_400
+
+_Key = tuple[str, str, str]  # Maildir, folder, and what is unique in the name
+
+
+class _Watched:
+    """A Maildir, and how far we are with it."""
+
+    def __init__(self, box: Mailbox, judges: bool) -> None:
+        self.box = box
+        self.maildir = str(box.path)
+        self.judges = judges
+        self.old: set[tuple[str, str]] | None = None
+        """What was there when we first came, and has not been noted yet; None: we have been through."""
+        self.inode: tuple[int, int] | None = None
+        self.watch: Any = None
+
+
+class Watcher:
+    """Start it when the pipeline works; stop it before the batcher."""
+
+    def __init__(self, config: Config, pipeline: Pipeline, quarantine: Quarantine, journal: Journal) -> None:
+        self._table = config.watch
+        self._limit = config.limits.message_bytes
+        self._shutdown_s = config.limits.shutdown_s
+        # What comes by SMTP into a Maildir of ours has been judged; only what the user moves there is of interest.
+        self._ours = None if config.next_hop.exists or config.listen.protocol == "off" else config.maildir_path
+        self._journal = journal
+        self._threads = ThreadPoolExecutor(min(config.watch.concurrency, _THREADS), "watch")
+        self._sightings = Sightings(config.state_dir / "watch.sqlite3")
+        self._filing = Filing(config, pipeline, quarantine, self._sightings, journal, self._threads)
+        self._moves = Moves(config, self._sightings, journal)
+        self._watched: dict[str, _Watched] = {}
+        self._observer: Any = None
+        self._waiting: dict[_Key, tuple[_Watched, Spot]] = {}
+        self._queue: asyncio.Queue[_Key] = asyncio.Queue()
+        self._busy: set[_Key] = set()
+        self._warned: set[str] = set()
+        self._events = 0
+        self._rescan = asyncio.Event()
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def maildirs(self) -> list[str]:
+        return sorted(self._watched)
+
+    async def start(self) -> None:
+        """Return when events come in; what is there already is judged from now on. Raises ConfigError."""
+        self._loop = asyncio.get_running_loop()
+        await self._in_thread(self._find, True)
+        await self._in_thread(self._finish)
+        await self._in_thread(self._listen)
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._table.concurrency)]
+        self._tasks += [asyncio.create_task(self._look_around()), asyncio.create_task(self._tick())]
+
+    async def stop(self) -> None:
+        """Finish what is being filed; the rest stays where it is, for the next start."""
+        self._stopping = True
+        if self._observer is not None:
+            await asyncio.to_thread(self._observer.stop)
+        for task in self._tasks[self._table.concurrency :]:
+            task.cancel()
+        if self._tasks:
+            for _ in range(self._table.concurrency):
+                self._queue.put_nowait(("", "", ""))
+            _, late = await asyncio.wait(self._tasks, timeout=self._shutdown_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        await asyncio.to_thread(self._threads.shutdown)
+        self._sightings.close()
+
+    # What there is to watch.
+
+    def _find(self, starting: bool = False) -> None:
+        """Take in the Maildirs that the configuration names. Raises ConfigError at the start."""
+        for pattern in self._table.maildirs:
+            given = str(pattern)
+            for path in sorted(glob.glob(given)) if glob.has_magic(given) else [given]:  # noqa: PTH207
+                box = Mailbox(Path(path))
+                if path in self._watched or (box.path != pattern and not box.exists()):
+                    continue
+                try:
+                    fault = self._fault(box)
+                except OSError as error:
+                    fault = str(error)
+                if fault is None:
+                    self._watched[path] = found = _Watched(box, judges=box.path != self._ours)
+                    if self._sightings.is_new(path):
+                        found.old = self._old(box)
+                elif starting and box.path == pattern:
+                    raise ConfigError(f"watch.maildirs: {path}: {fault}")
+                else:
+                    self._warn(path, "Maildir not watched", maildir=path, cause=fault)
+        if starting and not self._watched:
+            self._journal.write("warning", "no Maildir matches watch.maildirs yet")
+
+    def _fault(self, box: Mailbox) -> str | None:
+        """Why a Maildir cannot be watched. Makes the junk folder if that is all there is to mend."""
+        if not box.exists():
+            return "no such Maildir (it has no folders new and cur)"
+        for part in ("new", "cur"):
+            if not os.access(box.path / part, os.R_OK | os.W_OK | os.X_OK):
+                return f"its {part} may not be read and written by user id {os.geteuid()}"
+        junk = self._table.junk
+        if junk and not box.has(junk):
+            if not self._table.create_junk:
+                return f"it has no folder {junk} (watch.junk); there are: {', '.join(box.folders())}"
+            box.create(junk)
+        return None
+
+    def _old(self, box: Mailbox) -> set[tuple[str, str]]:
+        """What is no new mail at our first start: all but what lies in new/ of a folder that is judged."""
+        return {
+            (folder, spot.unique)
+            for folder in box.folders()
+            for spot in box.spots(folder)
+            if spot.part == "cur" or folder not in self._table.folders
+        }
+
+    def _finish(self) -> None:
+        """End what the last process was at."""
+        for maildir, known in self._sightings.unfinished():
+            try:
+                self._filing.finish(Mailbox.at(maildir), known)
+            except OSError as error:
+                self._journal.write("error", "not finished", maildir=maildir, content=known.content, cause=str(error))
+
+    def _listen(self) -> None:
+        """See to it that events of all Maildirs come in, also of one that was removed and made again."""
+        if self._table.poll_s or self._stopping:
+            return
+        if self._observer is None:
+            # watchdog 7 says so when a folder and what is in it are made at once; it has what it needs all the same.
+            warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
+            self._observer = Observer()
+            self._observer.start()
+        alive = {emitter.watch for emitter in self._observer.emitters if emitter.is_alive()}
+        for watched in self._watched.values():
+            try:
+                inode = watched.box.inode
+                if watched.watch in alive and watched.inode == inode:
+                    continue
+                if watched.watch is not None:
+                    with contextlib.suppress(KeyError):
+                        self._observer.unschedule(watched.watch)
+                watched.watch = None
+                handler = _Handler(partial(self._told, watched))
+                watched.watch = self._observer.schedule(
+                    handler, watched.maildir, recursive=True, event_filter=_EVENTS
+                )
+                watched.inode = inode
+            except OSError as error:
+                self._warn(f"events {watched.maildir}", "no events", maildir=watched.maildir, cause=str(error))
+
+    # Events and rescans: both end in notice().
+
+    def _told(self, watched: _Watched, event: FileSystemEvent) -> None:
+        """Called in watchdog's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._take_event, watched, event)
+
+    def _take_event(self, watched: _Watched, event: FileSystemEvent) -> None:
+        self._events += 1
+        path = os.fsdecode(event.dest_path or event.src_path)
+        if event.is_directory:
+            self._rescan.set()
+        elif spot := watched.box.spot(path):
+            self._notice(watched, spot)
+
+    def _notice(self, watched: _Watched, spot: Spot) -> None:
+        """Have a message looked at; if it is waiting already, at its newest place."""
+        key = (watched.maildir, spot.folder, spot.unique)
+        if key not in self._waiting and key not in self._busy:
+            self._queue.put_nowait(key)
+        self._waiting[key] = (watched, spot)
+
+    async def _look_around(self) -> None:
+        """Look at everything, now and again and whenever there is a reason to."""
+        pruned = 0.0
+        while True:
+            self._rescan.clear()
+            try:
+                await self._in_thread(self._find)
+                await self._in_thread(self._listen)
+                for watched in list(self._watched.values()):
+                    await self._scan(watched)
+                if time.monotonic() > pruned + _PRUNE_S:
+                    pruned = time.monotonic()
+                    await self._in_thread(self._sightings.prune)
+            except Exception as error:
+                self._journal.write("error", "rescan failed", cause=str(error) or repr(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._rescan.wait(), self._pause())
+                await asyncio.sleep(_TICK_S)  # what gives one reason often gives more
+
+    def _pause(self) -> float:
+        if self._table.poll_s:
+            return self._table.poll_s
+        # In a Maildir without events, or that is new to us, there is more to find.
+        soon = any(watched.watch is None or watched.old is not None for watched in self._watched.values())
+        return min(self._table.rescan_s, _SOON_S) if soon else self._table.rescan_s
+
+    async def _scan(self, watched: _Watched) -> None:
+        try:
+            for spot in await self._in_thread(self._unknown, watched.box):
+                self._notice(watched, spot)
+        except OSError as error:
+            self._warn(f"scan {watched.maildir}", "Maildir cannot be read", maildir=watched.maildir, cause=str(error))
+            return
+        self._warned.discard(f"scan {watched.maildir}")
+        if watched.old is not None and not watched.old:
+            await self._in_thread(self._sightings.been_through, watched.maildir)
+            watched.old = None
+
+    def _unknown(self, box: Mailbox) -> list[Spot]:
+        """What is not known to lie where it lies, and what may have another keyword by now."""
+        found, folders = [], box.folders()
+        for folder in folders:
+            spots = box.spots(folder)
+            found += self._sightings.reconcile(str(box.path), folder, spots)
+            found += [spot for spot in spots if any(letter.islower() for letter in spot.flags)]
+        self._sightings.keep_folders(str(box.path), folders)
+        return found
+
+    async def _tick(self) -> None:
+        """Believe what has waited long enough. After a burst that the kernel may have cut, look at everything."""
+        burst, limit = 0, _queued_events()
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                await self._in_thread(self._moves.settle)
+            except Exception as error:
+                self._warn("labels", "labels from moves are not written", cause=str(error) or repr(error))
+            if self._events:
+                burst += self._events
+                self._events = 0
+                continue
+            if burst > limit // 2:
+                self._rescan.set()
+            burst = 0
+
+    # One message.
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            key = await self._queue.get()
+            try:
+                if found := self._waiting.pop(key, None):
+                    self._busy.add(key)
+                    await self._look(*found)
+            except Exception as error:
+                self._warn(
+                    f"{key}",
+                    "not looked at",
+                    maildir=key[0],
+                    folder=key[1],
+                    name=key[2],
+                    cause=str(error) or repr(error),
+                )
+            finally:
+                self._busy.discard(key)
+                if key in self._waiting:
+                    self._queue.put_nowait(key)
+
+    async def _look(self, watched: _Watched, spot: Spot) -> None:
+        try:
+            arrival = await self._in_thread(self._identify, watched, spot)
+        except FileNotFoundError:
+            return  # It has another name by now, and there will be, or was, an event for that.
+        except (Refused, OSError) as error:
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            self._warn(
+                f"{watched.maildir} {spot}", "not judged", maildir=watched.maildir, file=str(spot), cause=cause
+            )
+            return
+        if arrival is not None:
+            await self._filing.judge(arrival)
+
+    def _identify(self, watched: _Watched, spot: Spot) -> Arrival | None:
+        """Note where a message lies, and what that says of it if it is known. If it is to be judged, return it."""
+        box, maildir, sightings = watched.box, watched.maildir, self._sightings
+        keyword = box.keyword(spot)
+        if place := sightings.place(maildir, spot):
+            content, before = place
+            if before != (keyword.value if keyword else None):
+                self._moves.flagged(box, content, spot, keyword)
+            return None
+        raw = box.read(spot, self._limit)
+        content = content_hash(raw)
+        if known := sightings.message(maildir, content):
+            self._moves.arrived(box, known, spot, keyword)
+            return None
+        is_new = watched.old is None or (spot.folder, spot.unique) not in watched.old
+        if watched.judges and is_new and spot.folder in self._table.folders:
+            return Arrival(box, spot, raw, content, keyword)
+        side = self._moves.first_side(spot.folder)
+        sightings.judged(maildir, content, spot, state="seen", side=side, keyword=keyword)
+        return None
+
+    def _warn(self, what: str, event: str, **fields: Any) -> None:
+        """Say it once, however often it is found again."""
+        if what not in self._warned:
+            self._warned.add(what)
+            self._journal.count("watch.refused")
+            self._journal.write("warning", event, **fields)
+
+    async def _in_thread(self, step: Callable[..., T], *arguments: Any) -> T:
+        return await self._loop.run_in_executor(self._threads, step, *arguments)
+
+
+class _Handler:
+    """What watchdog wants of a handler."""
+
+    def __init__(self, told: Callable[[FileSystemEvent], None]) -> None:
+        self.dispatch = told
+
+
+def _queued_events() -> int:
+    try:
+        return int(_KERNEL_LIMIT.read_text())
+    except (OSError, ValueError):
+        return _USUAL_LIMIT

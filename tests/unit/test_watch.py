@@ -273,6 +273,17 @@ def test_keywords_of_dovecot_are_labels(watch: Start, box: Box, keywords: str, l
     assert list(labels(running).values()) == ([(label, "keyword")] if label else [])
 
 
+def test_a_keyword_whose_letter_dovecot_explains_after_it_has_used_it_is_a_label(watch: Start, box: Box) -> None:
+    running = watch(rescan_s=1000)
+    name = box.deliver(b"Subject: lunch\n\nnoon\n")
+    settled(running)
+    box.rename(f"new/{name}", f"cur/{name}:2,Sa")
+    quiet()
+    (box.path / "dovecot-keywords.lock").write_text("0 $Junk\n")
+    (box.path / "dovecot-keywords.lock").rename(box.path / "dovecot-keywords")
+    until(lambda: list(labels(running).values()) == [("spam", "keyword")])
+
+
 def test_a_keyword_that_is_taken_back_is_no_label(watch: Start, box: Box) -> None:
     running = watch(quiet_s=3)
     name = box.deliver(b"Subject: lunch\n\nnoon\n")

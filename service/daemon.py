@@ -28,7 +28,9 @@ from .maildir import Maildir, MaildirDelivery
 from .notify import notify, reloading
 from .pipeline import Pipeline
 from .quarantine import Quarantine
+from .refit import Refit
 from .relay import NextHop, Relay
+from .retention import expire_hourly
 from .watch import Watcher
 
 # Tables whose change takes effect only in a new process.
@@ -72,13 +74,16 @@ class Daemon:
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
         self.watcher: Watcher | None = None
+        self._expiry: asyncio.Task[None] | None = None
+        self.refit: Refit | None = None
+        self._reload_wanted = asyncio.Event()
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
     async def run(self) -> None:
         adopted = self.journal.adopt_logging()
         loop = asyncio.get_running_loop()
-        stop, reload = asyncio.Event(), asyncio.Event()
+        stop, reload = asyncio.Event(), self._reload_wanted
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
@@ -133,6 +138,9 @@ class Daemon:
                 listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
                 await listener.start(bound)
                 self.listener = listener
+            self._expiry = asyncio.create_task(expire_hourly(quarantine, config.quarantine, self.journal))
+            self.refit = Refit(lambda: self.loaded, self.batcher, self.journal, self._reload_wanted.set)
+            self.refit.start()
         except BaseException:
             if bound:
                 bound.close()
@@ -216,6 +224,9 @@ class Daemon:
     async def stop(self) -> None:
         """Stop accepting, end the sessions, then the scoring they wait for."""
         notify("STOPPING=1")
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait([self._expiry])
         late = await self.listener.stop(self.loaded.config.limits.shutdown_s) if self.listener is not None else 0
         if self.watcher is not None:
             await self.watcher.stop()
@@ -223,6 +234,8 @@ class Daemon:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:
             self.next_hop.close()
+        if self.refit is not None:
+            await self.refit.stop()
         if self.batcher is not None:
             await self.batcher.stop()
 

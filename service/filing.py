@@ -17,7 +17,7 @@ from typing import Any
 from spamguard import headers
 from spamguard.actions import Disposition, Fate
 from spamguard.config import Config
-from spamguard.errors import DeliveryError
+from spamguard.errors import DeliveryError, QuarantineError
 from spamguard.verdict import Label
 
 from .envelope import Envelope
@@ -62,23 +62,17 @@ class Filing:
         threads: Executor,
     ) -> None:
         self._table = config.watch
-        self._large = config.limits.memory_bytes
         self._pipeline = pipeline
         self._quarantine = quarantine
         self._sightings = sightings
         self._journal = journal
         self._threads = threads
-        self._one_large = asyncio.Semaphore(1)  # or `concurrency` times the largest would be in memory
         self._failed: Counter[tuple[str, str]] = Counter()
 
     async def judge(self, arrival: Arrival) -> None:
         """Judge a message and file it. What fails leaves it where it is, for the next rescan."""
         began = time.monotonic()
-        if len(arrival.raw) > self._large:
-            async with self._one_large:
-                disposition = await self._disposition(arrival)
-        else:
-            disposition = await self._disposition(arrival)
+        disposition = await self._disposition(arrival)
         if disposition is None:
             return
         try:
@@ -248,12 +242,19 @@ class Filing:
                 else:
                     return
 
+    def _is_held(self, message_id: str) -> bool:
+        try:
+            self._quarantine.path(message_id)
+        except QuarantineError:
+            return False
+        return True
+
     def finish(self, box: Mailbox, known: Known) -> None:
         """End what a process was at when it was killed."""
         maildir, content, target = str(box.path), known.content, known.target or ""
         source = box.find(known.folder, known.base)
         if known.state == "holding":
-            if self._quarantine.has(target):
+            if self._is_held(target):
                 self._removed(box, source)
                 self._sightings.finished(maildir, content, "held", HAM, gone=source)
             elif source is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from spamguard.errors import QuarantineError
 from spamguard.verdict import Verdict
@@ -20,10 +25,13 @@ from .envelope import Envelope
 from .held import VERSION, Held, Source, envelope_in, said_of, source_in
 from .maildir import sync_folder
 
+HELD, RELEASED = STATES = ("held", "released")
+
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _MESSAGE, _ENVELOPE = "message.eml", "envelope.json"
 _LEFTOVER_S = 86_400
 _LARGEST_ENVELOPE = 2**26
+_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +56,29 @@ class Staged:
 
 
 class Quarantine:
-    """`folder/held/ID/` for each message; `folder/tmp/ID/` while it is written. Synchronous."""
+    """`folder/held/ID/` for each message, `folder/tmp/ID/` while it is written, `folder/released/ID/` at the end.
+
+    Nothing else says what is held. Synchronous.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._tmp = folder / "tmp"
-        self._held = folder / "held"
+        self._held = folder / HELD
 
     def create(self) -> None:
         """Create what is missing, and remove what a crash has left behind a day ago. Raises OSError."""
-        for missing in (self._folder, self._tmp, self._held):
+        self._create_folders()
+        for left in self._tmp.iterdir():
+            with suppress(FileNotFoundError):  # Another is at work.
+                if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
+                    _remove(left)
+
+    def _create_folders(self) -> None:
+        for missing in (self.folder, self._tmp, self._held, self.folder / RELEASED):
             if not missing.is_dir():
                 missing.mkdir(mode=0o700, parents=True, exist_ok=True)
                 sync_folder(missing.parent)
-        for left in self._tmp.iterdir():
-            if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
-                shutil.rmtree(left, ignore_errors=True)
 
     def stage(
         self,
@@ -94,29 +109,160 @@ class Quarantine:
         """The ids of what is held. Raises OSError."""
         yield from sorted(entry.name for entry in self._held.iterdir() if _ID.fullmatch(entry.name))
 
-    def has(self, message_id: str) -> bool:
-        """Whether it has been held: it still is, or it was released."""
-        return any((self._folder / state / _checked(message_id)).is_dir() for state in ("held", "released"))
+    def states(self) -> dict[str, str]:
+        """`held` or `released` of each message that is there, damaged ones too. Raises OSError."""
+        found: dict[str, str] = {}
+        for state in STATES:  # In the order in which messages move, so that none is missed.
+            with suppress(FileNotFoundError):
+                names = [entry.name for entry in (self.folder / state).iterdir()]
+                found |= {name: state for name in names if _ID.fullmatch(name)}
+        return found
+
+    def resolve(self, text: str) -> str:
+        """The id that is, or that alone begins with, `text`. Raises QuarantineError, OSError."""
+        there = self.states()
+        begun = [_checked(text)] if text in there else [one for one in there if one.startswith(_checked(text))]
+        if len(begun) != 1:
+            what = f"{len(begun)} messages have such an id, say more of it" if begun else "no such message"
+            raise QuarantineError(f"{text}: {what}")
+        return begun[0]
+
+    def path(self, message_id: str) -> Path:
+        """The folder of a message. Raises QuarantineError if there is none."""
+        for state in STATES:
+            path = self.folder / state / _checked(message_id)
+            if os.path.lexists(path):
+                return path
+        raise QuarantineError(f"{message_id}: no such message")
 
     def open(self, message_id: str) -> Held:
-        """Read what is held. Raises QuarantineError if there is no such message, or if it is not as we wrote it."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            folder = os.open(self._held / _checked(message_id), flags | os.O_DIRECTORY)
+        """Read a message, held or released. Raises QuarantineError if it is not there, or not as we wrote it."""
+        return read(self.path(message_id))
+
+    @contextmanager
+    def locked(self, message_id: str, wait: bool = True) -> Iterator[Path]:
+        """The folder of a message, which nobody else releases or deletes meanwhile.
+
+        Raises QuarantineError if it is not there, OSError, and BlockingIOError instead of waiting.
+        """
+        while True:
+            folder = self.path(message_id)
             try:
-                said = json.loads(_read(folder, _ENVELOPE, _LARGEST_ENVELOPE))
-                content = _read(folder, _MESSAGE, said["size"])
+                descriptor = os.open(folder, _FOLDER)
+            except FileNotFoundError:
+                continue  # It has moved.
+            except NotADirectoryError:
+                yield folder  # A link or file in its place is damaged, and can only be deleted.
+                return
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if _is_at(folder, descriptor):
+                    yield folder
+                    return
             finally:
-                os.close(folder)
-            if said["version"] != VERSION or said["id"] != message_id:
-                raise ValueError("it is the envelope of another message or of another version")
-            if len(content) != said["size"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
+                os.close(descriptor)
+
+    def settle(self, folder: Path) -> None:
+        """A held message is released now: from the return on nobody releases it again. Within locked().
+
+        Raises OSError.
+        """
+        self._create_folders()
+        folder.rename(self.folder / RELEASED / folder.name)
+        sync_folder(self.folder / RELEASED)
+        sync_folder(folder.parent)
+
+    def delete(self, message_id: str, wait: bool = True) -> None:
+        """Remove a message, damaged or not. Raises as locked()."""
+        with self.locked(message_id, wait) as folder:
+            self._create_folders()
+            gone = self._tmp / f"{message_id}.{secrets.token_hex(8)}"
+            folder.rename(gone)
+            sync_folder(folder.parent)
+        _remove(gone)
+
+
+def read(folder: Path) -> Held:
+    """The message in such a folder. Raises QuarantineError if it is not there, or if it is not as we wrote it."""
+    with _opened(folder) as descriptor:
+        said = _said(descriptor, folder.name)
+        with _file(descriptor, _MESSAGE, said["size"]) as file:
+            content = file.read(said["size"] + 1)
+        if len(content) != said["size"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
+            raise ValueError("its bytes have changed")
+        return Held(folder.name, said["received"], envelope_in(said), said["verdict"], source_in(said), content)
+
+
+def read_head(folder: Path, limit: int) -> tuple[dict[str, Any], bytes]:
+    """What envelope.json says, and the first `limit` bytes of the message at most. Raises as read()."""
+    with _opened(folder) as descriptor:
+        said = _said(descriptor, folder.name)
+        with _file(descriptor, _MESSAGE, said["size"]) as file:
+            if os.fstat(file.fileno()).st_size != said["size"]:
                 raise ValueError("its bytes have changed")
-            return Held(message_id, said["received"], envelope_in(said), said["verdict"], source_in(said), content)
-        except OSError as error:
-            raise QuarantineError(f"{message_id}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise QuarantineError(f"{message_id}: damaged: {error!r}") from error
+            return said, file.read(limit)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """The folder of a message, open; what proves wrong with it is one line."""
+    try:
+        descriptor = os.open(folder, _FOLDER)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise QuarantineError(f"{folder.name}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise QuarantineError(f"{folder.name}: damaged: {error!r}") from error
+
+
+def _said(folder: int, message_id: str) -> dict[str, Any]:
+    with _file(folder, _ENVELOPE, _LARGEST_ENVELOPE) as file:
+        said = json.loads(file.read(_LARGEST_ENVELOPE))
+    if said["version"] != VERSION or said["id"] != message_id:
+        raise ValueError("it is the envelope of another message or of another version")
+    if not isinstance(said["received"], float) or not math.isfinite(said["received"]):
+        raise TypeError("it has no time")
+    assert isinstance(said, dict)
+    return said
+
+
+@contextmanager
+def _file(folder: int, name: str, limit: int) -> Iterator[BinaryIO]:
+    """A file of a folder that is open, and no link, device or pipe, nor larger than the limit."""
+    # Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
+            raise ValueError(f"{name} is not what we wrote")
+        yield file
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in the place of another, at once or not at all. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    _write(temporary, [content])
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove what is out of the way already; what cannot be removed now is a leftover."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _checked(message_id: str) -> str:
@@ -137,14 +283,3 @@ def _write(path: Path, content: Iterable[bytes]) -> tuple[int, str]:
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()
-
-
-def _read(folder: int, name: str, limit: int) -> bytes:
-    """A file of a folder that is open, and no link, device or pipe; never more than one byte over the limit."""
-    # Without O_NONBLOCK the opening of a pipe would wait for a writer.
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    with open(descriptor, "rb") as file:  # noqa: PTH123
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
-            raise ValueError(f"{name} is not what we wrote")
-        return file.read(limit + 1)

@@ -25,7 +25,7 @@ class Policy:
         self._own: dict[str, Names] = {}
         for address, row in table.recipients.items():
             given = {Label.HAM: row.ham, Label.UNSURE: row.unsure, Label.SPAM: row.spam}
-            self._own[_plain(address.encode())] = self._default | {
+            self._own[plain(address.encode())] = self._default | {
                 label: name for label, name in given.items() if name is not None
             }
 
@@ -54,11 +54,11 @@ class Policy:
         """What is done for an envelope address: its own row, else its domain's, else everybody's."""
         if not self._own:
             return self._default
-        local, _, domain = _plain(recipient).rpartition("@")
+        local, _, domain = plain(recipient).rpartition("@")
         return self._own.get(f"{local}@{domain}") or self._own.get(f"@{domain}") or self._default
 
 
-def _plain(recipient: bytes) -> str:
+def plain(recipient: bytes) -> str:
     """The mailbox in one spelling, so that no other spelling of it gets round its policy."""
     address = recipient.decode("utf-8", "surrogateescape").lower()
     if route := _SOURCE_ROUTE.match(address):

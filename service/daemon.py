@@ -74,9 +74,9 @@ class Daemon:
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
         self.watcher: Watcher | None = None
+        self._expiry: asyncio.Task[None] | None = None
         self.refit: Refit | None = None
         self._reload_wanted = asyncio.Event()
-        self._expiry: asyncio.Task[None] | None = None
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 

@@ -62,23 +62,17 @@ class Filing:
         threads: Executor,
     ) -> None:
         self._table = config.watch
-        self._large = config.limits.memory_bytes
         self._pipeline = pipeline
         self._quarantine = quarantine
         self._sightings = sightings
         self._journal = journal
         self._threads = threads
-        self._one_large = asyncio.Semaphore(1)  # or `concurrency` times the largest would be in memory
         self._failed: Counter[tuple[str, str]] = Counter()
 
     async def judge(self, arrival: Arrival) -> None:
         """Judge a message and file it. What fails leaves it where it is, for the next rescan."""
         began = time.monotonic()
-        if len(arrival.raw) > self._large:
-            async with self._one_large:
-                disposition = await self._disposition(arrival)
-        else:
-            disposition = await self._disposition(arrival)
+        disposition = await self._disposition(arrival)
         if disposition is None:
             return
         try:

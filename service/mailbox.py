@@ -21,7 +21,7 @@ from .maildir import unique_name
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PARTS = ("new", "cur")
-_KEYWORD_FILE, _KEYWORD_BYTES = "dovecot-keywords", 65_536
+KEYWORD_FILE, _KEYWORD_BYTES = "dovecot-keywords", 65_536
 # mbsync keeps the UID of a folder in the name; in another folder it would be a wrong one.
 _UID = re.compile(r",U=\d+")
 # Those of Dovecot and RFC 9051, and what Thunderbird and Apple Mail set.
@@ -37,6 +37,10 @@ _KEYWORDS = {
 
 class Refused(Exception):
     """This is nothing that we read: a link, a device, a pipe, somebody else's, or too large. The text says which."""
+
+
+class TooLarge(Refused):
+    """The file is over the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class Mailbox:
         return Spot(parts[0] if len(parts) == 3 else INBOX, parts[-2], parts[-1])
 
     def read(self, spot: Spot, limit: int) -> bytes:
-        """The message. Raises Refused, FileNotFoundError if it has another name by now, other OSError."""
+        """The message. Raises Refused, TooLarge, FileNotFoundError if it has another name by now, other OSError."""
         with self._opened(spot.folder, spot.part) as folder:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would have us wait
             try:
@@ -129,11 +133,8 @@ class Mailbox:
                 # A hard link to what only the daemon may read would be read for whoever made it.
                 if about.st_uid not in (os.fstat(folder).st_uid, self.path.stat().st_uid):
                     raise Refused("the file belongs to somebody else than the Maildir")
-                if about.st_size > limit:
-                    raise Refused(f"larger than limits.message_bytes, {about.st_size} bytes")
-                data = file.read(limit + 1)
-                if len(data) > limit:
-                    raise Refused(f"larger than limits.message_bytes, {limit}")
+                if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
+                    raise TooLarge(f"larger than {limit} bytes")
                 return data
 
     def destination(self, spot: Spot, folder: str) -> Spot:
@@ -238,7 +239,7 @@ class Mailbox:
 
     def _keywords(self, folder: str) -> dict[str, str]:
         """Letter -> name, as Dovecot's file says."""
-        file = (self.path if folder == INBOX else self.path / folder) / _KEYWORD_FILE
+        file = (self.path if folder == INBOX else self.path / folder) / KEYWORD_FILE
         try:
             with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
                 lines = stream.read(_KEYWORD_BYTES).decode("utf-8", "replace").splitlines()

@@ -86,7 +86,7 @@ class MaildirDelivery:
         pass
 
     async def deliver(self, message_id: str, envelope: Envelope, message: Content, junk: bool) -> list[bytes]:
-        beginning = headers.prepend(message.beginning, self._trace(message_id, envelope))
+        beginning = headers.prepend(message.beginning, trace(message_id, envelope, self._hostname))
         # Maildirs of this system hold local line ends.
         pieces = (piece.replace(b"\r\n", b"\n") for piece in message.with_beginning(beginning).pieces())
         try:
@@ -95,19 +95,6 @@ class MaildirDelivery:
             raise DeliveryError(f"Maildir: {error}", storage_fault(error)) from error
         return [b"250 2.0.0 Ok: delivered as " + message_id.encode()] * len(envelope.recipients)
 
-    def _trace(self, message_id: str, envelope: Envelope) -> bytes:
-        """What the last server adds (RFC 5321, 4.4): Return-Path, Delivered-To, Received."""
-        sender = envelope.sender.address if envelope.sender else b""
-        lines = [b"Return-Path: <" + sender + b">"]
-        lines += [b"Delivered-To: " + recipient.address for recipient in envelope.recipients]
-        helo = headers.printable(envelope.helo.decode("ascii", "replace"), 255).encode("ascii", "replace")
-        lines += [
-            b"Received: from " + helo + b" ([" + envelope.peer.encode() + b"])",
-            b"\tby %s (spamguard) with %s id %s;" % (self._hostname.encode(), envelope.protocol, message_id.encode()),
-            b"\t" + formatdate(localtime=True).encode(),
-        ]
-        return b"".join(line + b"\r\n" for line in lines)
-
     async def abort(self) -> None:
         pass
 
@@ -115,7 +102,22 @@ class MaildirDelivery:
         pass
 
 
+def trace(message_id: str, envelope: Envelope, hostname: str) -> bytes:
+    """What the last server adds (RFC 5321, 4.4): Return-Path, Delivered-To, Received."""
+    sender = envelope.sender.address if envelope.sender else b""
+    lines = [b"Return-Path: <" + sender + b">"]
+    lines += [b"Delivered-To: " + recipient.address for recipient in envelope.recipients]
+    helo = headers.printable(envelope.helo.decode("ascii", "replace"), 255).encode("ascii", "replace")
+    lines += [
+        b"Received: from " + helo + b" ([" + envelope.peer.encode() + b"])",
+        b"\tby %s (spamguard) with %s id %s;" % (hostname.encode(), envelope.protocol, message_id.encode()),
+        b"\t" + formatdate(localtime=True).encode(),
+    ]
+    return b"".join(line + b"\r\n" for line in lines)
+
+
 def unique_name() -> str:
+    """A base name that no other message has, on this machine or another."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     host = socket.gethostname().replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")
     return f"{seconds}.M{nanoseconds // 1000}P{os.getpid()}Q{next(_counter)}.{host}"

@@ -47,9 +47,8 @@ class Pipeline:
         dispositions hold the new beginning. Raises DeliveryError where the policy wants the sender to keep what
         could not be scored.
         """
-        mark = headers.released_mark(raw)
-        if mark is not None and (message_id := await asyncio.to_thread(self._released, raw, rest)):
-            data = headers.stamp_released(raw, message_id, mark)
+        if headers.released_mark(raw) is not None and (found := await asyncio.to_thread(self._released, raw, rest)):
+            message_id, data = found
             return [Disposition(Fate.DELIVER, data, released=message_id)] * len(recipients)
         # Marks are stripped before scoring as well: a verdict must not rest on somebody else's, or on our last one.
         clean = headers.strip(raw)
@@ -60,11 +59,10 @@ class Pipeline:
             return self.policy.failed(raw, error, recipients)
         return self.policy.decide(raw, verdict, recipients, one_reply)
 
-    def _released(self, raw: bytes, rest: Callable[[], bytes] | None) -> str | None:
-        """The id of a message that was released from the quarantine, if its mark is true."""
+    def _released(self, raw: bytes, rest: Callable[[], bytes] | None) -> tuple[str, bytes] | None:
+        """Id and bytes of a message that was released from the quarantine, if its mark is true."""
         try:
-            key = released.key_in(self._release_key) if self._release_key else None
-            return released.is_ours(raw, key, rest) if key else None
+            return released.stamped(raw, self._release_key, rest) if self._release_key else None
         except released.KeyFileError as error:
             if not self._complained:
                 self._complained = True

@@ -190,7 +190,7 @@ def _row(said: dict[str, Any], state: str, head: bytes) -> tuple[Any, ...]:
         sender, recipients = _envelope_addresses(envelope)
     else:
         where = source.maildir if source.folder == "INBOX" else f"{source.maildir}/{source.folder}"
-        sender, recipients = _noted_addresses(head)
+        sender, recipients = noted_addresses(head)
     top = message.parse(head[: headers.end(head)])
     shown = f"{top.sender_name} <{top.sender_address}>" if top.sender_name else top.sender_address
     return (
@@ -207,7 +207,7 @@ def _envelope_addresses(envelope: Envelope) -> tuple[str, list[str]]:
     ]
 
 
-def _noted_addresses(head: bytes) -> tuple[str, list[str]]:
+def noted_addresses(head: bytes) -> tuple[str, list[str]]:
     """Sender and recipients as the last server noted them; below its Received anybody may have written anything."""
     sender, recipients = "", []
     for name, value in headers.fields(head):

@@ -27,7 +27,7 @@ from spamguard.headers import content_hash
 
 from .filing import Arrival, Filing
 from .journal import Journal
-from .mailbox import Mailbox, Refused, Spot
+from .mailbox import KEYWORD_FILE, Mailbox, Refused, Spot, TooLarge
 from .moves import Moves
 from .pipeline import Pipeline
 from .quarantine import Quarantine
@@ -42,6 +42,7 @@ _TICK_S = 1.0
 _SOON_S = 10.0
 _THREADS = 8
 _PRUNE_S = 86_400
+_WARNINGS = 10_000
 
 _Key = tuple[str, str, str]  # Maildir, folder, and what is unique in the name
 
@@ -64,8 +65,8 @@ class Watcher:
 
     def __init__(self, config: Config, pipeline: Pipeline, quarantine: Quarantine, journal: Journal) -> None:
         self._table = config.watch
-        self._limit = config.limits.message_bytes
-        self._shutdown_s = config.limits.shutdown_s
+        self._limits = config.limits
+        self._one_large = asyncio.Semaphore(1)  # or `concurrency` times the largest would be in memory
         # What comes by SMTP into a Maildir of ours has been judged; only what the user moves there is of interest.
         self._ours = None if config.next_hop.exists or config.listen.protocol == "off" else config.maildir_path
         self._journal = journal
@@ -108,7 +109,7 @@ class Watcher:
         if self._tasks:
             for _ in range(self._table.concurrency):
                 self._queue.put_nowait(("", "", ""))
-            _, late = await asyncio.wait(self._tasks, timeout=self._shutdown_s)
+            _, late = await asyncio.wait(self._tasks, timeout=self._limits.shutdown_s)
             for task in late:
                 task.cancel()
             if late:
@@ -209,7 +210,8 @@ class Watcher:
     def _take_event(self, watched: _Watched, event: FileSystemEvent) -> None:
         self._events += 1
         path = os.fsdecode(event.dest_path or event.src_path)
-        if event.is_directory:
+        # Dovecot gives a message the letter of a new keyword first, and says what the letter means after that.
+        if event.is_directory or path.endswith(f"/{KEYWORD_FILE}"):
             self._rescan.set()
         elif spot := watched.box.spot(path):
             self._notice(watched, spot)
@@ -296,14 +298,9 @@ class Watcher:
                     self._busy.add(key)
                     await self._look(*found)
             except Exception as error:
-                self._warn(
-                    f"{key}",
-                    "not looked at",
-                    maildir=key[0],
-                    folder=key[1],
-                    name=key[2],
-                    cause=str(error) or repr(error),
-                )
+                maildir, folder, name = key
+                cause = str(error) or repr(error)
+                self._warn(f"{key}", "not looked at", maildir=maildir, folder=folder, name=name, cause=cause)
             finally:
                 self._busy.discard(key)
                 if key in self._waiting:
@@ -311,19 +308,26 @@ class Watcher:
 
     async def _look(self, watched: _Watched, spot: Spot) -> None:
         try:
-            arrival = await self._in_thread(self._identify, watched, spot)
+            try:
+                await self._take(watched, spot, self._limits.memory_bytes)
+            except TooLarge:
+                async with self._one_large:
+                    await self._take(watched, spot, self._limits.message_bytes)
         except FileNotFoundError:
-            return  # It has another name by now, and there will be, or was, an event for that.
+            pass  # It has another name by now, and there will be, or was, an event for that.
         except (Refused, OSError) as error:
             cause = error.strerror if isinstance(error, OSError) else str(error)
-            self._warn(
-                f"{watched.maildir} {spot}", "not judged", maildir=watched.maildir, file=str(spot), cause=cause
-            )
-            return
-        if arrival is not None:
+            file = f"{watched.maildir}/{spot}"
+            self._warn(file, "not judged", file=file, cause=cause)
+        finally:
+            if watched.old is not None:
+                watched.old.discard((spot.folder, spot.unique))
+
+    async def _take(self, watched: _Watched, spot: Spot, limit: int) -> None:
+        if arrival := await self._in_thread(self._identify, watched, spot, limit):
             await self._filing.judge(arrival)
 
-    def _identify(self, watched: _Watched, spot: Spot) -> Arrival | None:
+    def _identify(self, watched: _Watched, spot: Spot, limit: int) -> Arrival | None:
         """Note where a message lies, and what that says of it if it is known. If it is to be judged, return it."""
         box, maildir, sightings = watched.box, watched.maildir, self._sightings
         keyword = box.keyword(spot)
@@ -332,7 +336,7 @@ class Watcher:
             if before != (keyword.value if keyword else None):
                 self._moves.flagged(box, content, spot, keyword)
             return None
-        raw = box.read(spot, self._limit)
+        raw = box.read(spot, limit)
         content = content_hash(raw)
         if known := sightings.message(maildir, content):
             self._moves.arrived(box, known, spot, keyword)
@@ -347,6 +351,8 @@ class Watcher:
     def _warn(self, what: str, event: str, **fields: Any) -> None:
         """Say it once, however often it is found again."""
         if what not in self._warned:
+            if len(self._warned) >= _WARNINGS:
+                self._warned.clear()
             self._warned.add(what)
             self._journal.count("watch.refused")
             self._journal.write("warning", event, **fields)

@@ -15,6 +15,7 @@ import click
 from . import __version__
 from .cli_base import ERROR, OneLineErrors, complain, load_config
 from .cli_labels import labels
+from .cli_quarantine import quarantine
 from .errors import ScoringError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def main(context: click.Context, file: Path | None) -> None:
 
 
 main.add_command(labels)
+main.add_command(quarantine)
 
 
 def load_scorer(context: click.Context) -> Scorer:
@@ -111,10 +113,18 @@ def filter_(context: click.Context) -> None:
     """
     from . import headers
     from .actions import tag
+    from .released import KeyFileError, stamped
 
     raw = out = sys.stdin.buffer.read()
     try:
-        policy = load_config(context).config.policy
+        config = load_config(context).config
+        policy = config.policy
+        try:
+            if found := stamped(raw, config.release_key):
+                out = found[1]
+                return
+        except KeyFileError as error:
+            complain([f"released mail is judged again: {error}"])
         try:
             scorer = load_scorer(context)
             out = tag(raw, scorer.score([scorer.prepare(headers.strip(raw))])[0], policy).data

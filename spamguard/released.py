@@ -60,6 +60,17 @@ def is_ours(raw: bytes, key: bytes, rest: Callable[[], bytes] | None = None, now
     return message_id if hmac.compare_digest(mac, right) else None
 
 
+def stamped(raw: bytes, key_file: Path, rest: Callable[[], bytes] | None = None) -> tuple[str, bytes] | None:
+    """Id, and message with our block on top and the mark kept, of what was released; None if it is to be judged.
+
+    Arguments as those of is_ours(). Raises KeyFileError.
+    """
+    mark = headers.released_mark(raw)
+    key = key_in(key_file) if mark is not None else None
+    message_id = is_ours(raw, key, rest) if key else None
+    return (message_id, headers.stamp_released(raw, message_id, mark or "")) if message_id else None
+
+
 def _mac(clean: bytes, rest: bytes, message_id: str, stamp: int, names: str, key: bytes) -> str:
     body = (clean[headers.body_start(clean) :] + rest).replace(b"\r\n", b"\n").rstrip(b"\n")
     named = names.encode().split(b":")

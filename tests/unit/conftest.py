@@ -1,11 +1,12 @@
-"""What several unit tests share: one tiny encoder, and one head fitted with it on the tiny corpus."""
+"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, and a watched Maildir."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -14,6 +15,10 @@ from spamguard import bundle
 from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
+from tests.conftest import LoopThread, Running
+from tests.fakes import FakeNextHop, load_fake_scorer
+from tests.held_mail import Store
+from tests.maildirs import Box
 from tests.tiny_bert import save_tiny_bert
 
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
@@ -61,3 +66,42 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     fitted = fit(features, labels_of(table), columns=encoder.vocab_size, penalties=penalties)
     bundle.save(bundle.make(fitted.head, fitted.cutoffs, encoder, {}), made.head)
     return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, loop_thread: LoopThread) -> Store:
+    """A quarantine in which one message is held."""
+    made = Store(tmp_path, loop_thread)
+    made.hold()
+    return made
+
+
+@pytest.fixture
+def hop(store: Store, loop_thread: LoopThread) -> Iterator[Callable[..., FakeNextHop]]:
+    """Starts the next hop of that store: `hop(**script)`."""
+    started: list[FakeNextHop] = []
+
+    def start(keys: dict[str, object] | None = None, **script: Any) -> FakeNextHop:
+        started.append(store.start(FakeNextHop(**script), **(keys or {})))
+        return started[-1]
+
+    yield start
+    for one in started:
+        loop_thread.loop.call_soon_threadsafe(one.release.set)
+        loop_thread.run(one.stop())
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path / "mail")
+
+
+@pytest.fixture
+def watch(running_daemon: Callable[..., Running], box: Box) -> Callable[..., Running]:
+    """Start a daemon that watches `box`: `watch(junk=".Spam", other={"policy": {...}})`."""
+
+    def start(other: dict[str, Any] | None = None, load_scorer: Any = load_fake_scorer, **keys: Any) -> Running:
+        table = {"maildirs": [str(box.path)], "quiet_s": 0.2, "rescan_s": 60} | keys
+        return running_daemon(None, load_scorer, **{"listen": {"protocol": "off"}, "watch": table} | (other or {}))
+
+    return start

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from service.batcher import Batcher
 from service.pipeline import Pipeline
 from spamguard import headers, released
 from spamguard.actions import Disposition, Fate
+from spamguard.cli import main
 from spamguard.config import BatchTable, PolicyTable
 from spamguard.policy import Policy
 from spamguard.released import KeyFileError, is_ours, key_in, make_key, sign
@@ -249,3 +251,14 @@ def test_the_comparison_takes_the_same_time_for_all(monkeypatch):
     monkeypatch.setattr(released.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
     assert ours(SIGNED) == ID and ours(SIGNED + b"x") is None
     assert len(compared) == 2 and all(len(a) == len(b) == 64 for a, b in compared)
+
+
+def test_filter_passes_what_was_released(tmp_path):
+    file = tmp_path / "spamguard.toml"
+    file.write_text('state_dir = "state"\n[encoder]\nmodel = "none-such"\n')  # It cannot judge anything.
+    key = make_key(tmp_path / "state/release.key")
+    mine = sign(MAIL, ID, key)
+    done = CliRunner().invoke(main, ["--config", str(file), "filter"], input=mine)
+    assert (done.exit_code, done.stdout_bytes) == (0, mine)
+    other = CliRunner().invoke(main, ["--config", str(file), "filter"], input=sign(MAIL, ID, OTHER))
+    assert other.exit_code == 2 and "none-such" in other.stderr

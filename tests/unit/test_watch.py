@@ -5,38 +5,28 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service import watch as watching
 from service.sightings import Sightings
 from spamguard.errors import ConfigError
 from spamguard.headers import strip
 from spamguard.labels import Labels
 from tests.conftest import Running
-from tests.fakes import load_fake_scorer
 from tests.maildirs import Box
 
 Start = Callable[..., Running]
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path / "mail")
-
-
-@pytest.fixture
-def watch(running_daemon: Start, box: Box, tmp_path: Path) -> Iterator[Start]:
-    """Start a daemon that watches `box`: `watch(junk=".Spam", other={"policy": {...}})`."""
-
-    def start(other: dict[str, Any] | None = None, load_scorer: Any = load_fake_scorer, **keys: Any) -> Running:
-        table = {"maildirs": [str(box.path)], "quiet_s": 0.2, "rescan_s": 60} | keys
-        return running_daemon(None, load_scorer, **{"listen": {"protocol": "off"}, "watch": table} | (other or {}))
-
-    return start
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_TICK_S", 0.1)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -60,9 +50,17 @@ def settled(running: Running, count: int = 1) -> None:
     until(lambda: len(messages(running)) >= count)
 
 
-def quiet() -> None:
-    """Longer than the quiet time and the look at what is due, which comes every second."""
-    time.sleep(1.5)
+def remembered(running: Running, query: str, *values: str) -> list[Any]:
+    with closing(sqlite3.connect(running.daemon.loaded.config.state_dir / "watch.sqlite3", timeout=60)) as db:
+        return db.execute(query, values).fetchall()
+
+
+def seen_at(running: Running, place: str) -> None:
+    """The watcher has noted that the message lies there, and has believed or dismissed what that may mean."""
+    *folder, _, name = place.split("/")
+    where = (folder[0] if folder else "INBOX", name.replace(":", ",").split(",")[0])
+    until(lambda: remembered(running, "SELECT 1 FROM place WHERE folder = ? AND base = ?", *where))
+    until(lambda: not remembered(running, "SELECT 1 FROM belief"))
 
 
 def test_spam_is_moved_to_junk_and_ham_stays_as_it_is(watch: Start, box: Box) -> None:
@@ -100,7 +98,7 @@ def test_what_was_there_before_the_first_start_is_left_alone(watch: Start, box: 
     settled(running)
     late = box.deliver(b"Subject: late\n\nviagra\n", part="cur", info=":2,")
     settled(running, 2)
-    quiet()
+    seen_at(running, f".Lists/new/{filed}")
     assert set(box.files()) == {
         f"cur/{old}:2,S",
         f".Junk/new/{unread}",
@@ -108,6 +106,20 @@ def test_what_was_there_before_the_first_start_is_left_alone(watch: Start, box: 
         f".Junk/cur/{late}:2,",
     }
     assert labels(running) == {}
+
+
+def test_a_maildir_counts_as_known_when_all_that_was_there_has_been_noted(
+    watch: Start, box: Box, loop_thread: Any, tmp_path: Path
+) -> None:
+    for _ in range(20):
+        box.deliver(os.urandom(8).hex().encode(), part="cur", info=":2,S")
+    first = watch(rescan_s=0.1)
+    until(lambda: not Sightings(tmp_path / "watch.sqlite3").is_new(str(box.path)))
+    loop_thread.run(first.daemon.stop())
+    away = box.deliver(b"Subject: away\n\nviagra\n", part="cur", info=":2,S")
+    second = watch()
+    settled(second)
+    assert f".Junk/cur/{away}:2,S" in box.files() and len(box.files()) == 21
 
 
 def test_nothing_is_judged_twice_and_what_came_meanwhile_is_judged_after_a_restart(
@@ -121,7 +133,7 @@ def test_nothing_is_judged_twice_and_what_came_meanwhile_is_judged_after_a_resta
     spam = box.deliver(b"Subject: pills\n\nviagra\n")
     second = watch()
     settled(second)
-    quiet()
+    seen_at(second, f"cur/{ham}")
     assert [line["name"] for line in messages(second)] == [spam.split(",")[0]]
     assert set(box.files()) == {f"cur/{ham}:2,S", f".Junk/new/{spam}"}
 
@@ -133,7 +145,7 @@ def test_only_the_folders_asked_for_are_judged(watch: Start, box: Box) -> None:
     sent = box.deliver(b"Subject: sent\n\nviagra\n", folder=".Sent", part="cur", info=":2,S")
     listed = box.deliver(b"Subject: list\n\nviagra\n", folder=".Lists")
     settled(running)
-    quiet()
+    seen_at(running, f".Sent/cur/{sent}")
     assert set(box.files()) == {f".Sent/cur/{sent}:2,S", f".Junk/new/{listed}"}
 
 
@@ -186,8 +198,7 @@ def check_way(watch: Start, box: Box, raw: bytes, way: list[str], label: str | N
     assert set(box.files()) == {places[0]}
     for here, there in pairwise(places):
         box.rename(here, there)
-        time.sleep(0.05)
-    time.sleep(2)
+    seen_at(running, [place for place in places if place][-1])
     assert set(box.files()) == {place for place in places[-1:] if place}
     assert list(labels(running).values()) == ([(label, "moved")] if label else [])
     assert len(messages(running)) == 1
@@ -239,19 +250,32 @@ def test_keywords_of_dovecot_are_labels(watch: Start, box: Box, keywords: str, l
     settled(running)
     (box.path / "dovecot-keywords").write_text(keywords)
     box.rename(f"new/{name}", f"cur/{name}:2,Sa")
-    quiet()
+    if label:
+        until(lambda: remembered(running, "SELECT 1 FROM place WHERE keyword = ?", label))
+    seen_at(running, f"cur/{name}")
     assert list(labels(running).values()) == ([(label, "keyword")] if label else [])
 
 
+def test_a_keyword_whose_letter_dovecot_explains_after_it_has_used_it_is_a_label(watch: Start, box: Box) -> None:
+    running = watch(rescan_s=1000)
+    name = box.deliver(b"Subject: lunch\n\nnoon\n")
+    settled(running)
+    box.rename(f"new/{name}", f"cur/{name}:2,Sa")
+    seen_at(running, f"cur/{name}")
+    (box.path / "dovecot-keywords.lock").write_text("0 $Junk\n")
+    (box.path / "dovecot-keywords.lock").rename(box.path / "dovecot-keywords")
+    until(lambda: list(labels(running).values()) == [("spam", "keyword")])
+
+
 def test_a_keyword_that_is_taken_back_is_no_label(watch: Start, box: Box) -> None:
-    running = watch(quiet_s=1)
+    running = watch(quiet_s=3)
     name = box.deliver(b"Subject: lunch\n\nnoon\n")
     settled(running)
     (box.path / "dovecot-keywords").write_text("0 $Junk\n")
     box.rename(f"new/{name}", f"cur/{name}:2,Sa")
-    time.sleep(0.3)
+    until(lambda: remembered(running, "SELECT 1 FROM belief"))
     box.rename(f"cur/{name}:2,Sa", f"cur/{name}:2,S")
-    time.sleep(2.5)
+    seen_at(running, f"cur/{name}")
     assert labels(running) == {}
 
 
@@ -290,7 +314,7 @@ def test_spam_is_held_in_the_quarantine_and_comes_back_to_its_place(watch: Start
     assert (held.source.maildir, held.source.folder, held.source.name) == (str(box.path), "INBOX", name)
     assert (held.source.flags, held.source.mtime_ns) == ("F", 10**18)
     box.deliver(held.content, part="cur", name=name, info=":2,F")
-    quiet()
+    seen_at(running, f"cur/{name}")
     assert set(box.files()) == {f"cur/{name}:2,F"}
     assert labels(running) == {}
 
@@ -353,7 +377,6 @@ def test_a_scorer_that_fails_leaves_mail_where_it_is_and_is_asked_again(watch: S
     running = watch(rescan_s=0.2)
     name = box.deliver(b"Subject: odd\nX-Fake: raise\n\nviagra\n")
     settled(running)
-    time.sleep(1)
     assert set(box.files()) == {f"new/{name}"}
     (line,) = messages(running)
     assert (line["label"], line["fate"], line["failure"][:5]) == ("unscored", "left", "fault")
@@ -377,9 +400,9 @@ def test_mail_that_came_by_smtp_is_not_judged_again_but_its_moves_are_labels(
     running = running_daemon(watch={"maildirs": [str(mine.path)], "quiet_s": 0.2})
     with running.client() as client:
         assert client.deliver(b"Subject: pills\r\n\r\nviagra\r\n").startswith(b"250")
-    time.sleep(1)
-    assert [line["ingress"] for line in messages(running)] == ["smtp"]
     (place,) = mine.files()
+    seen_at(running, place)
+    assert [line["ingress"] for line in messages(running)] == ["smtp"]
     assert place.startswith(".Junk/new/")
     mine.rename(place, "cur/" + place.rpartition("/")[2] + ":2,S")
     until(lambda: labels(running))
@@ -391,7 +414,7 @@ def test_a_maildir_that_is_made_again_is_watched_again(watch: Start, box: Box) -
     box.deliver(b"Subject: pills\n\nviagra\n")
     settled(running)
     box.path.rename(box.path.with_name("gone"))
-    time.sleep(0.5)
+    until(lambda: any(line["event"] == "Maildir cannot be read" for line in running.log))
     again = Box(box.path)
     again.deliver(b"Subject: pills\n\nviagra, the second\n")
     settled(running, 2)

@@ -1,0 +1,373 @@
+"""Row 20: what lies in a Maildir and is no mail, or is mail with an odd name. Nothing hangs, nothing is followed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Running
+from tests.maildirs import Box
+from tests.servers import private_folder
+from tests.watching import check_alive, ham, label, quiet, row, scored, soon, spam
+
+Start = Callable[..., Running]
+NOBODY = 65_534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make this")
+
+
+def described(path: Path) -> tuple[int, int, int, int, int]:
+    """What must not change of something that is no mail."""
+    found = path.lstat()
+    return found.st_ino, found.st_mode, found.st_uid, found.st_size, found.st_mtime_ns
+
+
+# Each makes something at a path; the mail outside must be neither judged nor moved.
+
+
+def _symlink(path: Path, outside: Path) -> None:
+    path.symlink_to(outside)
+
+
+def _dangling(path: Path, _: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _loop(path: Path, _: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _to_folder(path: Path, outside: Path) -> None:
+    path.symlink_to(outside.parent)
+
+
+def _foreign(path: Path, outside: Path) -> None:
+    os.chown(outside, NOBODY, NOBODY)
+    path.hardlink_to(outside)
+
+
+def _pipe(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+def _null(path: Path, _: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+
+
+def _endless(path: Path, _: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
+
+
+def _disk(path: Path, _: Path) -> None:
+    os.mknod(path, stat.S_IFBLK | 0o666, os.makedev(7, 99))  # a loop device that there is none of
+
+
+def _socket(path: Path, _: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # the name of a socket is at most 108 bytes long
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def _huge(path: Path, _: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b"Subject: pills\n\nviagra\n")
+        file.truncate(2**40)
+
+
+def _folder(path: Path, _: Path) -> None:
+    path.mkdir()
+    (path / "mail").write_bytes(spam())
+
+
+def _hidden(path: Path, _: Path) -> None:
+    (path.parent / f".{path.name}").write_bytes(spam())
+
+
+NO_MAIL = [
+    pytest.param(plant, id=plant.__name__[1:], marks=[as_root] if plant in (_foreign, _null, _endless, _disk) else [])
+    for plant in (
+        *(_symlink, _dangling, _loop, _to_folder, _foreign, _pipe, _null, _endless, _disk, _socket, _huge, _folder),
+        _hidden,
+    )
+]
+
+
+@pytest.mark.parametrize("part", ["new", "cur"])
+@pytest.mark.parametrize("plant", NO_MAIL)
+def test_row_20_what_is_no_mail_of_this_maildir_is_left_alone(
+    watch: Start, box: Box, tmp_path: Path, plant: Callable[[Path, Path], None], part: str
+) -> None:
+    raw, outside = spam(), tmp_path / "outside/1.M1P1.mda.example"
+    outside.parent.mkdir()
+    outside.write_bytes(raw)
+    running = watch(rescan_s=0.1)
+    check_alive(box)
+    path = box.path / part / ("1.M1P1.mda.example" + (":2,S" if part == "cur" else ""))
+    plant(path, outside)
+    (there,) = (path for path in (box.path / part).iterdir() if "M1P1" in path.name)
+    before, before_outside = described(there), described(outside)
+    check_alive(box)
+    time.sleep(0.5)
+    assert described(there) == before and described(outside) == before_outside
+    assert row(tmp_path, raw) is None and scored(running, raw) == 0
+    complaints = [line for line in running.log if line["level"] in ("warning", "error")]
+    assert len(complaints) <= 1, "it is said once"
+
+
+def test_row_20_what_is_no_mail_takes_no_file_descriptors(watch: Start, box: Box) -> None:
+    watch(rescan_s=0.05)
+    check_alive(box)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(20):
+        (box.path / "new" / f"{number}.folder").mkdir()
+        os.mkfifo(box.path / "new" / f"{number}.pipe")
+        (box.path / "new" / f"{number}.link").symlink_to("/etc/passwd")
+    (box.path / "dovecot-keywords").mkdir()
+    box.deliver(ham(), part="cur", info=":2,Sa")
+    time.sleep(3)
+    check_alive(box)
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 15
+
+
+def test_row_20_an_empty_file_is_judged_and_stays(watch: Start, box: Box) -> None:
+    running = watch(rescan_s=0.2)
+    names = [box.deliver(b"", name=name) for name in ("1.empty", "2.empty")]
+    soon(lambda: [line for line in running.log if line["event"] == "message"])
+    check_alive(box)
+    assert {f"new/{name}" for name in names} <= set(box.files())
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@as_root
+def test_row_20_what_cannot_be_read_stays_and_is_judged_when_it_can(running_daemon: Start) -> None:
+    with private_folder("watch") as folder, as_nobody_in(folder):
+        box = Box(folder / "mail")
+        table = {"maildirs": [str(box.path)], "quiet_s": 0.2, "rescan_s": 0.2}
+        running = running_daemon(None, state_dir=str(folder / "state"), listen={"protocol": "off"}, watch=table)
+        raw = spam()
+        name = box.deliver(raw, mode=0)
+        soon(lambda: [line for line in running.log if line["event"] == "not judged"])
+        check_alive(box)
+        assert (box.path / "new" / name).exists()
+        (box.path / "new" / name).chmod(0o600)
+        soon(lambda: box.files().get(f".Junk/new/{name}") == raw)
+
+
+@contextmanager
+def as_nobody_in(folder: Path) -> Iterator[None]:
+    os.chown(folder, NOBODY, NOBODY)
+    with as_nobody():
+        yield
+
+
+# Names.
+
+NAMES = {
+    "newline": b"1.M1\nP1.x",
+    "control": b"1.\x01\x1b[31m\x7f",
+    "8-bit": b"1.caf\xe9",
+    "utf-8": "1.café".encode(),
+    "longest": b"1." + b"x" * 250,
+    "no flags": b"1.M1P1.x:2,",
+    "unknown flags": b"1.M1P1.x:2,SXyz",
+    "flags and more": b"1.M1P1.x:2,S,W=3",
+    "experimental": b"1.M1P1.x:1,whatever",
+    "colons": b"1:2:3:2,S",
+    "quotes": b"1'; DROP TABLE message; --\"%s%n",
+    "backslash": rb"1\xe9\n",
+    "comma": b",S=3",
+    "colon": b":2,S",
+    "blanks": b" 1 ",
+    "percent": b"%2e%2e%2f1",
+}
+
+
+@pytest.mark.parametrize("part", ["new", "cur"])
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_row_20_an_odd_name_is_kept_and_the_message_known_by_it(
+    watch: Start, box: Box, tmp_path: Path, name: bytes, part: str
+) -> None:
+    running, raw, odd = watch(), spam(), os.fsdecode(name)
+    (box.path / "tmp/1").write_bytes(raw)
+    (box.path / "tmp/1").rename(box.path / part / odd)
+    soon(lambda: box.files() == {f".Junk/{part}/{odd}": raw})
+    check_alive(box)
+    (box.path / ".Junk" / part / odd).rename(box.path / part / odd)
+    soon(lambda: label(tmp_path, raw) == "ham")
+    assert box.files()[f"{part}/{odd}"] == raw and scored(running, raw) == 1
+    assert all("\x1b" not in str(line) for line in running.log)
+
+
+@pytest.mark.parametrize("order", [(ham, spam), (spam, ham)])
+def test_row_20_names_that_differ_late_are_of_different_messages(
+    watch: Start, box: Box, order: tuple[Callable[[], bytes], ...]
+) -> None:
+    for number, make in enumerate(order):
+        box.deliver(make(), name=f"1,S={number}")
+    watch(rescan_s=0.5)
+    soon(lambda: any(path.startswith(".Junk/") for path in box.files()))
+    assert {path.partition("/")[0]: b"viagra" in raw for path, raw in box.files().items()} == {
+        ".Junk": True,
+        "new": False,
+    }
+
+
+# Folders.
+
+FOLDERS = {
+    "dots": b"..evil",
+    "only dots": b"...",
+    "dot at the end": b".Lists.",
+    "modified UTF-7": b".Entw&APw-rfe",
+    "no modified UTF-7": b".&&-&",
+    "UTF-8": ".Entwürfe".encode(),
+    "8-bit": b".Entw\xfcrfe",
+    "newline": b".a\nb",
+    "longest": b"." + b"x" * 250,
+    "escape": b".\x1b[31m",
+    "like Junk": b".Junkyard",
+    "percent": b".%2e%2e",
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS.values(), ids=FOLDERS)
+def test_row_20_a_folder_with_an_odd_name_is_a_folder(watch: Start, box: Box, tmp_path: Path, name: bytes) -> None:
+    watch(rescan_s=0.5)
+    raw, folder = spam(), os.fsdecode(name)
+    file = box.deliver(raw)
+    soon(lambda: f".Junk/new/{file}" in box.files())
+    box.make(folder)
+    (box.path / ".Junk/new" / file).rename(box.path / folder / "cur" / f"{file}:2,S")
+    soon(lambda: label(tmp_path, raw) == "ham")
+    assert (box.path / folder / "cur" / f"{file}:2,S").read_bytes() == raw
+    check_alive(box)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Box:
+    """Somebody else's, with the same layout."""
+    return Box(tmp_path / "outside")
+
+
+def listing(path: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(one), one.lstat().st_mode, one.lstat().st_uid) for one in (path, *path.rglob("*")))
+
+
+@pytest.mark.parametrize("part", ["new", "cur"])
+def test_row_20_a_symlink_for_new_or_cur_is_not_followed_and_said(
+    watch: Start, box: Box, outside: Box, part: str
+) -> None:
+    outside.deliver(spam())
+    outside.deliver(spam(), part="cur", info=":2,S")
+    before = outside.files()
+    (box.path / part).rmdir()
+    (box.path / part).symlink_to(outside.path / part)
+    said: list[Any] = []
+    try:
+        running = watch(rescan_s=0.2)
+        quiet()
+        said = [line for line in running.log if line["level"] in ("warning", "error")]
+    except Exception as error:
+        said = [str(error)]
+    assert outside.files() == before
+    assert said, "nobody is told that this Maildir is not watched"
+
+
+@pytest.mark.parametrize("part", ["new", "cur"])
+def test_row_20_a_symlink_that_comes_in_the_place_of_new_or_cur_is_not_followed(
+    watch: Start, box: Box, outside: Box, part: str
+) -> None:
+    watch(rescan_s=0.2)
+    check_alive(box)
+    outside.deliver(spam())
+    outside.deliver(spam(), part="cur", info=":2,S")
+    before = outside.files()
+    (box.path / part).rmdir()
+    (box.path / part).symlink_to(outside.path / part)
+    quiet()
+    assert outside.files() == before
+    (box.path / part).unlink()
+    (box.path / part).mkdir()
+    quiet()
+    check_alive(box)
+
+
+def test_row_20_a_symlinked_folder_is_not_followed(watch: Start, box: Box, outside: Box) -> None:
+    (box.path / ".Lists").symlink_to(outside.path)
+    outside.deliver(spam())
+    watch(rescan_s=0.2, folders=["INBOX", ".Lists"])
+    outside.deliver(spam())
+    before = outside.files()
+    check_alive(box)
+    quiet()
+    assert outside.files() == before and len(before) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+def test_row_20_a_symlinked_junk_is_not_followed(
+    watch: Start, box: Box, tmp_path: Path, whole: bool, late: bool
+) -> None:
+    """Neither is spam put behind it nor anything made there."""
+    outside = Box(tmp_path / "outside").path if whole else tmp_path / "outside"
+    outside.mkdir(exist_ok=True)
+    before = listing(outside)
+    raw = spam()
+    if late:
+        watch()
+        check_alive(box)
+        (box.path / ".Junk").rename(tmp_path / "taken")
+    (box.path / ".Junk").symlink_to(outside)
+    if not late:
+        with pytest.raises(Exception, match="Junk"):
+            watch()
+    name = box.deliver(raw)
+    quiet()
+    assert listing(outside) == before
+    assert box.files() == {f"new/{name}": raw}
+
+
+@as_root
+def test_row_20_a_folder_that_turns_into_a_link_while_it_is_made_changes_nobodys_mode(
+    watch: Start, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of a Maildir may swap what root has just given to him."""
+    secret = tmp_path / "secret"
+    secret.write_text("of root")
+    secret.chmod(0o600)
+    (box.path / "cur").chmod(0o777)
+    chown = os.chown
+
+    def chown_and_swap(path: Any, *arguments: Any, **options: Any) -> None:
+        chown(path, *arguments, **options)
+        inside = box.path / ".Junk/new"
+        if inside.is_dir() and not inside.is_symlink():
+            inside.rmdir()
+            inside.symlink_to(secret)
+
+    monkeypatch.setattr(os, "chown", chown_and_swap)
+    with pytest.raises(Exception, match="Junk"):
+        watch()
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600

@@ -126,24 +126,14 @@ class Mailbox:
 
     def read(self, spot: Spot, limit: int) -> bytes:
         """The message. Raises Refused, TooLarge, FileNotFoundError if it has another name by now, other OSError."""
-        with self._opened(spot.folder, spot.part) as folder:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would have us wait
-            try:
-                descriptor = os.open(spot.name, flags, dir_fd=folder)
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-                    raise Refused("not a file") from error
-                raise
-            with open(descriptor, "rb") as file:  # noqa: PTH123
-                about = os.fstat(descriptor)
-                if not stat.S_ISREG(about.st_mode):
-                    raise Refused("not a file")
-                # A hard link to what only the daemon may read would be read for whoever made it.
-                if about.st_uid not in (os.fstat(folder).st_uid, self.path.stat().st_uid):
-                    raise Refused("the file belongs to somebody else than the Maildir")
-                if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
-                    raise TooLarge(f"larger than {limit} bytes")
-                return data
+        with self._opened(spot.folder, spot.part) as folder, _file(spot.name, folder) as descriptor:
+            about = os.fstat(descriptor)
+            # A hard link to what only the daemon may read would be read for whoever made it.
+            if about.st_uid not in (os.fstat(folder).st_uid, self.path.stat().st_uid):
+                raise Refused("the file belongs to somebody else than the Maildir")
+            if about.st_size > limit or len(data := _content(descriptor, limit + 1)) > limit:
+                raise TooLarge(f"larger than {limit} bytes")
+            return data
 
     def destination(self, spot: Spot, folder: str) -> Spot:
         """Where a move will put a message: same part and name, but for what would be wrong in the other folder."""
@@ -167,14 +157,18 @@ class Mailbox:
         with self._opened(spot.folder, spot.part) as here:
             os.unlink(spot.name, dir_fd=here)
 
+    def stamp(self, spot: Spot) -> str:
+        """What another file under the same name would have differently, and the same one after a move would not."""
+        return _stamp(self.about(spot))
+
     def about(self, spot: Spot) -> os.stat_result:
         with self._opened(spot.folder, spot.part) as here:
             return os.stat(spot.name, dir_fd=here, follow_symlinks=False)
 
-    def write(self, data: bytes, like: Spot, folder: str) -> tuple[Spot, int]:
+    def write(self, data: bytes, like: Spot, folder: str) -> tuple[Spot, str]:
         """Write a message into tmp/ of a folder, with time, mode and owner of another; publish() puts it in place.
 
-        Returns that place, and the inode.
+        Returns that place, and its stamp().
         """
         about = self.about(like)
         name = f"{unique_name()},S={len(data)}"
@@ -195,7 +189,7 @@ class Mailbox:
                 except BaseException:
                     os.unlink(name, dir_fd=there)
                     raise
-                return Spot(folder, "new", name), os.fstat(file.fileno()).st_ino
+                return Spot(folder, "new", name), _stamp(os.fstat(file.fileno()))
 
     def publish(self, spot: Spot) -> None:
         """Put what write() has written in its place, for good."""
@@ -226,6 +220,8 @@ class Mailbox:
                 os.close(inside)
         finally:
             os.close(maildir)
+        if not self.has(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder of a Maildir", folder)
 
     def keyword(self, spot: Spot) -> Label | None:
         """What the junk keywords say; None if there is none of them, or two that contradict each other."""
@@ -248,20 +244,20 @@ class Mailbox:
 
     def _keywords(self, folder: str) -> dict[str, str]:
         """Letter -> name, as Dovecot's file says."""
-        file = (self.path if folder == INBOX else self.path / folder) / KEYWORD_FILE
         try:
-            with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
-                lines = stream.read(_KEYWORD_BYTES).decode("utf-8", "replace").splitlines()
-        except OSError:
+            with self._opened(folder, "") as inside, _file(KEYWORD_FILE, inside) as descriptor:
+                lines = _content(descriptor, _KEYWORD_BYTES).decode("utf-8", "replace").splitlines()
+        except (OSError, Refused):
             return {}
         found = (line.partition(" ") for line in lines)
         return {chr(ord("a") + int(n)): name for n, _, name in found if re.fullmatch(r"\d|1\d|2[0-5]", n)}
 
     @contextlib.contextmanager
     def _opened(self, folder: str, part: str) -> Iterator[int]:
+        """A part of a folder, or with no part the folder itself."""
         descriptor = os.open(self.path, _DIRECTORY)
         try:
-            for name in (part,) if folder == INBOX else (folder, part):
+            for name in filter(None, ("" if folder == INBOX else folder, part)):
                 inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = inner
@@ -275,6 +271,34 @@ class Mailbox:
                 return True
         except OSError:
             return False
+
+
+@contextlib.contextmanager
+def _file(name: str, folder: int) -> Iterator[int]:
+    """A plain file, for reading. Raises Refused if it is anything else, OSError."""
+    try:
+        # A pipe would have us wait.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise Refused("not a file") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Refused("not a file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int, limit: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(limit)
+
+
+def _stamp(about: os.stat_result) -> str:
+    return f"{about.st_ino}.{about.st_mtime_ns}.{about.st_size}"
 
 
 def _exists(name: str, folder: int) -> bool:

@@ -46,10 +46,10 @@ class Moves:
         """Where a message counts as coming from that we see for the first time."""
         return JUNK if self.side(folder) == JUNK else HAM
 
-    def arrived(self, box: Mailbox, known: Known, spot: Spot, inode: int, keyword: Label | None) -> None:
+    def arrived(self, box: Mailbox, known: Known, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """A message that we know lies where it did not, and it was not we who put it there."""
         maildir = str(box.path)
-        self._sightings.arrived(maildir, known.content, spot, inode, keyword)
+        self._sightings.arrived(maildir, known.content, spot, stamp, keyword)
         now = self.side(spot.folder)
         if now in (known.side, TRASH):
             self._sightings.dismiss(maildir, known.content)
@@ -59,7 +59,7 @@ class Moves:
     def flagged(self, box: Mailbox, place: Place, spot: Spot, keyword: Label | None) -> None:
         """The keyword of a message has changed."""
         maildir = str(box.path)
-        self._sightings.arrived(maildir, place.content, spot, place.inode, keyword)
+        self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword)
         if keyword is None:
             self._sightings.dismiss(maildir, place.content)
         elif self.side(spot.folder) != TRASH:

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS message (
     label TEXT, probability REAL, head TEXT, folder TEXT NOT NULL, target TEXT, PRIMARY KEY (maildir, content)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS place (
-    maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, inode INTEGER NOT NULL, keyword TEXT,
+    maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, stamp TEXT NOT NULL, keyword TEXT,
     PRIMARY KEY (maildir, folder, base)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS place_content ON place (maildir, content);
@@ -71,7 +71,7 @@ class Place:
     """The message under a name in a folder; no content: it was there before us and has not been looked at."""
 
     content: str
-    inode: int
+    stamp: str
     keyword: str | None
 
 
@@ -111,14 +111,14 @@ class Sightings:
             if db.execute("SELECT 1 FROM maildir WHERE path = ?", (maildir,)).fetchone():
                 return
             rows = [(maildir, spot.folder_text, spot.unique) for spot in there()]
-            db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?, '', 0, NULL)", rows)
+            db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?, '', '', NULL)", rows)
             db.execute("INSERT INTO maildir VALUES (?, ?)", (maildir, time.time()))
 
     def place(self, maildir: str, spot: Spot) -> Place | None:
         """What is known to lie in this folder under this name."""
         with self._transaction() as db:
             found = db.execute(
-                "SELECT content, inode, keyword FROM place WHERE maildir = ? AND folder = ? AND base = ?",
+                "SELECT content, stamp, keyword FROM place WHERE maildir = ? AND folder = ? AND base = ?",
                 (maildir, spot.folder_text, spot.unique),
             ).fetchone()
             return Place(*found) if found else None
@@ -140,15 +140,15 @@ class Sightings:
         *,
         state: str,
         side: str,
-        inode: int,
+        stamp: str,
         keyword: Label | None = None,
         verdict: Verdict | None = None,
         target: str | None = None,
-        place: tuple[Spot, int] | None = None,
+        place: tuple[Spot, str] | None = None,
     ) -> bool:
         """Note a message, before anything is done with it; False if it was judged already, or only `seen` again.
 
-        `place` is where we are going to put it, and the inode it will have: there it will be no news.
+        `place` is where we are going to put it, and the stamp it will have: there it will be no news.
         """
         said = (verdict.label.value, verdict.probability, verdict.head) if verdict else (None, None, None)
         row = (maildir, content, state, side, time.time(), spot.unique, *said, spot.folder_text, target)
@@ -159,7 +159,7 @@ class Sightings:
                 )
             first = db.execute("INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?)", row).rowcount == 1
             if first:
-                self._put(db, maildir, spot, content, inode, keyword)
+                self._put(db, maildir, spot, content, stamp, keyword)
                 if place is not None:
                     self._put(db, maildir, place[0], content, place[1], keyword)
         return first
@@ -190,10 +190,10 @@ class Sightings:
             ).fetchall()
         return [(row[0], Known(*row[1:])) for row in rows]
 
-    def arrived(self, maildir: str, content: str, spot: Spot, inode: int, keyword: Label | None) -> None:
+    def arrived(self, maildir: str, content: str, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """Note that a known message lies here as well, or with another keyword."""
         with self._transaction() as db:
-            self._put(db, maildir, spot, content, inode, keyword)
+            self._put(db, maildir, spot, content, stamp, keyword)
 
     def reconcile(self, maildir: str, folder: str, spots: Iterable[Spot]) -> list[Spot]:
         """Forget the places in this folder where nothing lies any more; return what is not known to lie here."""
@@ -257,9 +257,9 @@ class Sightings:
             )
 
     def _put(
-        self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, inode: int, keyword: Label | None
+        self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, stamp: str, keyword: Label | None
     ) -> None:
-        row = (maildir, spot.folder_text, spot.unique, content, inode, keyword.value if keyword else None)
+        row = (maildir, spot.folder_text, spot.unique, content, stamp, keyword.value if keyword else None)
         db.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?, ?)", row)
 
     @contextmanager

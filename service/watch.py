@@ -333,9 +333,9 @@ class Watcher:
     def _identify(self, watched: Watched, spot: Spot, limit: int) -> Arrival | None:
         """Note where a message lies, and what that says of it if it is known. If it is to be judged, return it."""
         box, maildir, sightings = watched.box, watched.maildir, self._sightings
-        inode, keyword = box.about(spot).st_ino, box.keyword(spot)
+        stamp, keyword = box.stamp(spot), box.keyword(spot)
         place = sightings.place(maildir, spot)
-        if place and place.content and place.inode == inode:
+        if place and place.content and place.stamp == stamp:
             if place.keyword != (keyword.value if keyword else None):
                 self._moves.flagged(box, place, spot, keyword)
             return None
@@ -344,12 +344,12 @@ class Watcher:
         is_new = watched.judges and spot.folder in self._table.folders and (place is None or bool(place.content))
         known = sightings.message(maildir, content)
         if known and not (is_new and known.state == "seen" and time.time() - known.at < _ONE_DELIVERY_S):
-            self._moves.arrived(box, known, spot, inode, keyword)
+            self._moves.arrived(box, known, spot, stamp, keyword)
             return None
         if is_new:
-            return Arrival(box, spot, inode, raw, content, keyword)
+            return Arrival(box, spot, stamp, raw, content, keyword)
         side = self._moves.first_side(spot.folder)
-        sightings.judged(maildir, content, spot, state="seen", side=side, inode=inode, keyword=keyword)
+        sightings.judged(maildir, content, spot, state="seen", side=side, stamp=stamp, keyword=keyword)
         return None
 
     def _warn(self, what: str, event: str, **fields: Any) -> None:

@@ -358,16 +358,16 @@ def test_row_20_a_folder_that_turns_into_a_link_while_it_is_made_changes_nobodys
     secret.write_text("of root")
     secret.chmod(0o600)
     (box.path / "cur").chmod(0o777)
-    chown = os.chown
+    chown = os.fchown
 
-    def chown_and_swap(path: Any, *arguments: Any, **options: Any) -> None:
-        chown(path, *arguments, **options)
+    def chown_and_swap(descriptor: int, uid: int, gid: int) -> None:
+        chown(descriptor, uid, gid)
         inside = box.path / ".Junk/new"
         if inside.is_dir() and not inside.is_symlink():
             inside.rmdir()
             inside.symlink_to(secret)
 
-    monkeypatch.setattr(os, "chown", chown_and_swap)
+    monkeypatch.setattr(os, "fchown", chown_and_swap)
     with pytest.raises(Exception, match="Junk"):
         watch()
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600

@@ -21,7 +21,7 @@ from .maildir import unique_name
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PARTS = ("new", "cur")
-_KEYWORD_FILE, _KEYWORD_BYTES = "dovecot-keywords", 65_536
+KEYWORD_FILE, _KEYWORD_BYTES = "dovecot-keywords", 65_536
 # mbsync keeps the UID of a folder in the name; in another folder it would be a wrong one.
 _UID = re.compile(r",U=\d+")
 # Those of Dovecot and RFC 9051, and what Thunderbird and Apple Mail set.
@@ -239,7 +239,7 @@ class Mailbox:
 
     def _keywords(self, folder: str) -> dict[str, str]:
         """Letter -> name, as Dovecot's file says."""
-        file = (self.path if folder == INBOX else self.path / folder) / _KEYWORD_FILE
+        file = (self.path if folder == INBOX else self.path / folder) / KEYWORD_FILE
         try:
             with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
                 lines = stream.read(_KEYWORD_BYTES).decode("utf-8", "replace").splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -21,12 +22,15 @@ _NEEDS = {
     b"ORCPT": b"DSN",
 }
 
+# Blanks stand in quotes only, so that no parameter can be smuggled in.
+_ADDRESS = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|[^\s"<>]++)++')
+
 
 def path_of(address: str, *parameters: bytes) -> Path | None:
     """The path of an address that came in no envelope; None if it could not stand in one."""
     written = b"<" + address.encode("utf-8", "surrogateescape") + b">"
     path = None if has_controls(written) else parse(b"TO:", b"RCPT TO:" + written)
-    if path is None or path.raw != written or path.parameters or not address:
+    if path is None or path.raw != written or path.parameters or not _ADDRESS.fullmatch(address):
         return None
     return Path(written, parameters)
 

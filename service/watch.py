@@ -27,7 +27,7 @@ from spamguard.headers import content_hash
 
 from .filing import Arrival, Filing
 from .journal import Journal
-from .mailbox import Mailbox, Refused, Spot, TooLarge
+from .mailbox import KEYWORD_FILE, Mailbox, Refused, Spot, TooLarge
 from .moves import Moves
 from .pipeline import Pipeline
 from .quarantine import Quarantine
@@ -210,7 +210,8 @@ class Watcher:
     def _take_event(self, watched: _Watched, event: FileSystemEvent) -> None:
         self._events += 1
         path = os.fsdecode(event.dest_path or event.src_path)
-        if event.is_directory:
+        # Dovecot gives a message the letter of a new keyword first, and says what the letter means after that.
+        if event.is_directory or path.endswith(f"/{KEYWORD_FILE}"):
             self._rescan.set()
         elif spot := watched.box.spot(path):
             self._notice(watched, spot)

@@ -15,8 +15,9 @@ from spamguard import bundle
 from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
-from tests.conftest import Running
-from tests.fakes import load_fake_scorer
+from tests.conftest import LoopThread, Running
+from tests.fakes import FakeNextHop, load_fake_scorer
+from tests.held_mail import Store
 from tests.maildirs import Box
 from tests.tiny_bert import save_tiny_bert
 
@@ -65,6 +66,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     fitted = fit(features, labels_of(table), columns=encoder.vocab_size, penalties=penalties)
     bundle.save(bundle.make(fitted.head, fitted.cutoffs, encoder, {}), made.head)
     return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, loop_thread: LoopThread) -> Store:
+    """A quarantine in which one message is held."""
+    made = Store(tmp_path, loop_thread)
+    made.hold()
+    return made
+
+
+@pytest.fixture
+def hop(store: Store, loop_thread: LoopThread) -> Iterator[Callable[..., FakeNextHop]]:
+    """Starts the next hop of that store: `hop(**script)`."""
+    started: list[FakeNextHop] = []
+
+    def start(keys: dict[str, object] | None = None, **script: Any) -> FakeNextHop:
+        started.append(store.start(FakeNextHop(**script), **(keys or {})))
+        return started[-1]
+
+    yield start
+    for one in started:
+        loop_thread.loop.call_soon_threadsafe(one.release.set)
+        loop_thread.run(one.stop())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,6 @@ from spamguard.errors import ConfigError
 from spamguard.headers import strip
 from spamguard.labels import Labels
 from tests.conftest import Running
-from tests.fakes import load_fake_scorer
 from tests.maildirs import Box
 
 Start = Callable[..., Running]
@@ -28,22 +27,6 @@ Start = Callable[..., Running]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_TICK_S", 0.1)
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path / "mail")
-
-
-@pytest.fixture
-def watch(running_daemon: Start, box: Box, tmp_path: Path) -> Iterator[Start]:
-    """Start a daemon that watches `box`: `watch(junk=".Spam", other={"policy": {...}})`."""
-
-    def start(other: dict[str, Any] | None = None, load_scorer: Any = load_fake_scorer, **keys: Any) -> Running:
-        table = {"maildirs": [str(box.path)], "quiet_s": 0.2, "rescan_s": 60} | keys
-        return running_daemon(None, load_scorer, **{"listen": {"protocol": "off"}, "watch": table} | (other or {}))
-
-    return start
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -271,6 +254,17 @@ def test_keywords_of_dovecot_are_labels(watch: Start, box: Box, keywords: str, l
         until(lambda: remembered(running, "SELECT 1 FROM place WHERE keyword = ?", label))
     seen_at(running, f"cur/{name}")
     assert list(labels(running).values()) == ([(label, "keyword")] if label else [])
+
+
+def test_a_keyword_whose_letter_dovecot_explains_after_it_has_used_it_is_a_label(watch: Start, box: Box) -> None:
+    running = watch(rescan_s=1000)
+    name = box.deliver(b"Subject: lunch\n\nnoon\n")
+    settled(running)
+    box.rename(f"new/{name}", f"cur/{name}:2,Sa")
+    seen_at(running, f"cur/{name}")
+    (box.path / "dovecot-keywords.lock").write_text("0 $Junk\n")
+    (box.path / "dovecot-keywords.lock").rename(box.path / "dovecot-keywords")
+    until(lambda: list(labels(running).values()) == [("spam", "keyword")])
 
 
 def test_a_keyword_that_is_taken_back_is_no_label(watch: Start, box: Box) -> None:

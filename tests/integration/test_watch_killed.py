@@ -1,4 +1,5 @@
-"""Row 32: the watcher is killed between what it has noted and what it does, and the user acts while it is dead.
+"""Row 32: the watcher is killed between what it has noted and what it does, and the user acts while it is dead; or it
+hangs, and events are lost.
 
 Two cases cannot be told apart by anybody: killed before the rename, and killed after it with the user moving the
 message back to its old place. The message is then judged once more.
@@ -16,6 +17,7 @@ import pytest
 
 from tests.conftest import Process
 from tests.maildirs import Box
+from tests.servers import until
 from tests.watching import check_alive, ham, label, quiet, row, soon, spam
 
 pytestmark = pytest.mark.integration
@@ -42,12 +44,12 @@ runpy.run_path(fakes, run_name="__main__")
 class Killed:
     """A daemon of its own process that dies at its first move, and its next lives."""
 
-    def __init__(self, box: Box, folder: Path, start: Callable[..., Process]) -> None:
+    def __init__(self, box: Box, folder: Path, start: Callable[..., Process], rescan_s: float) -> None:
         self._start = start
         self._file = folder / "spamguard.toml"
         self._file.write_text(
             f'state_dir = "."\n[listen]\nprotocol = "off"\n[log]\nformat = "json"\n'
-            f'[watch]\nmaildirs = ["{box.path}"]\nquiet_s = 0.2\nrescan_s = 0.3\n'
+            f'[watch]\nmaildirs = ["{box.path}"]\nquiet_s = 0.2\nrescan_s = {rescan_s}\n'
         )
 
     def dies(self, when: str) -> None:
@@ -69,7 +71,7 @@ def box(tmp_path: Path) -> Box:
 
 @pytest.fixture
 def killed(box: Box, tmp_path: Path, daemon_process: Callable[..., Process]) -> Killed:
-    return Killed(box, tmp_path, daemon_process)
+    return Killed(box, tmp_path, daemon_process, rescan_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +125,21 @@ def test_row_32_what_comes_after_the_first_start_is_new_though_that_was_killed_a
     killed.lives()
     soon(lambda: raw in box.files().values() and any(path.startswith(".Junk/") for path in box.files()))
     assert [path.partition("/")[0] for path in box.files() if name in path] == [".Junk"]
+
+
+def test_row_32_events_that_the_kernel_dropped_are_made_up_for_at_once(
+    box: Box, tmp_path: Path, daemon_process: Callable[..., Process]
+) -> None:
+    # A delivery is three events: made in tmp/, moved from there, moved to new/.
+    messages = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) // 3 + 1000
+    if messages > 10_000:
+        pytest.skip("the queue of this kernel is long")
+    watcher = Killed(box, tmp_path, daemon_process, rescan_s=300).lives()
+    check_alive(box)
+    watcher.popen.send_signal(signal.SIGSTOP)
+    for number in range(messages):
+        (box.path / "tmp/1").write_bytes(b"Subject: viagra %d\n\n" % number)
+        (box.path / "tmp/1").rename(box.path / "new" / f"{number}.mda.example")
+    watcher.popen.send_signal(signal.SIGCONT)
+    until(lambda: not any((box.path / "new").iterdir()))
+    assert len(list((box.path / ".Junk/new").iterdir())) == messages + 1

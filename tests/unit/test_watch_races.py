@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,3 +217,23 @@ def test_row_32_what_no_event_told_is_found(
     box.rename(f".Junk/new/{other}", f"cur/{other}:2,S")
     soon(lambda: (label(tmp_path, raw), label(tmp_path, rescued)) == ("spam", "ham"))
     assert scored(running, raw) == scored(running, rescued) == 1
+
+
+def test_row_32_dropped_events_are_made_up_for_though_mail_keeps_coming(
+    watch: Start, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Watcher._told
+    monkeypatch.setattr("service.watch._queued_events", lambda: 10)
+    monkeypatch.setattr(Watcher, "_told", lambda self, of, event: "lost" in event.dest_path or tell(self, of, event))
+    watch(rescan_s=300)
+    check_alive(box)
+    box.deliver(spam(), name="lost")
+    for _ in range(20):
+        box.deliver(ham())
+
+    def found() -> bool:
+        box.deliver(ham())
+        time.sleep(0.3)
+        return ".Junk/new/lost" in box.files()
+
+    soon(found)

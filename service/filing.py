@@ -63,12 +63,14 @@ class Filing:
         threads: Executor,
     ) -> None:
         self._table = config.watch
+        self._memory = config.limits.memory_bytes
         self._pipeline = pipeline
         self._quarantine = quarantine
         self._sightings = sightings
         self._journal = journal
         self._threads = threads
         self._failed: Counter[tuple[str, str]] = Counter()
+        self._under_way: set[tuple[str, str]] = set()
 
     async def judge(self, arrival: Arrival) -> None:
         """Judge a message and file it. What fails leaves it where it is, for the next rescan."""
@@ -76,6 +78,8 @@ class Filing:
         disposition = await self._disposition(arrival)
         if disposition is None:
             return
+        key = (arrival.maildir, arrival.content)
+        self._under_way.add(key)
         try:
             take = asyncio.get_running_loop().run_in_executor(self._threads, self._take, arrival, disposition)
             fate = await asyncio.shield(take)
@@ -83,6 +87,8 @@ class Filing:
             self._journal.count("watch.failed")
             self._note("error", "mail stays where it is", arrival, disposition, cause=str(error))
             return
+        finally:
+            self._under_way.discard(key)
         if fate is None:
             return
         label = disposition.verdict.label.value if disposition.verdict else "unscored"
@@ -92,8 +98,9 @@ class Filing:
 
     async def _disposition(self, arrival: Arrival) -> Disposition | None:
         """What is to be done; None if there is no verdict yet."""
+        beginning, rest = arrival.raw[: self._memory], arrival.raw[self._memory :]
         try:
-            disposition = (await self._pipeline.handle(arrival.raw))[0]
+            (disposition,) = await self._pipeline.handle(beginning, rest=(lambda: rest) if rest else None)
         except DeliveryError as error:  # on_failure = "tempfail": in a Maildir it is we who keep the mail
             disposition = Disposition(Fate.DELIVER, arrival.raw, failure=str(error))
         key = (arrival.maildir, arrival.content)
@@ -129,8 +136,12 @@ class Filing:
             if to_junk and not arrival.box.has(folder):
                 if not table.create_junk:
                     raise NotADirectoryError(f"there is no folder {folder} in {arrival.maildir}")
+                # It was taken away with all its mail: nobody has said that this is ham.
+                self._sightings.dismiss_moves(arrival.maildir)
                 arrival.box.create(folder)
-            stamped = disposition.verdict is not None and disposition.data != headers.strip(arrival.raw)
+            stamped = disposition.verdict is not None and disposition.data != headers.strip(
+                arrival.raw[: self._memory]
+            )
             if table.tag and arrival.spot.part == "new" and disposition.fate is Fate.DELIVER and stamped:
                 return self._tag(arrival, disposition, folder)
             return self._move(arrival, disposition, folder) if to_junk else self._leave(arrival, disposition)
@@ -170,6 +181,7 @@ class Filing:
         maildir = str(box.path)
         for _ in range(_TRIES):
             try:
+                stamp = box.stamp(spot)
                 box.move(spot, to)
             except FileNotFoundError:
                 now = box.find(spot.folder, spot.unique)
@@ -178,25 +190,25 @@ class Filing:
                 spot, before = now, to
                 to = box.destination(spot, to.folder)
                 if to.unique != before.unique:
-                    self._sightings.arrived(maildir, content, to, box.stamp(spot), None)
+                    self._sightings.arrived(maildir, content, to, "", None)
             else:
-                self._sightings.finished(maildir, content, "moved", JUNK, gone=spot)
+                self._sightings.finished(maildir, content, "moved", JUNK, gone=spot, lies=(to, stamp))
                 return True
         self._sightings.finished(maildir, content, "left", HAM, gone=to)
         return False
 
     def _tag(self, arrival: Arrival, disposition: Disposition, folder: str) -> str | None:
         box, side = arrival.box, JUNK if folder == self._table.junk else HAM
-        new, stamp = box.write(disposition.data, arrival.spot, folder)
+        new, stamp = box.write(disposition.data + arrival.raw[self._memory :], arrival.spot, folder)
         try:
             if not self._judged(arrival, disposition, "tagging", f"{folder}/{new.unique}", place=(new, stamp)):
                 return None
             box.publish(new)
-            return "tagged" if self._replaced(box, arrival.content, arrival.spot, new, side) else "left"
+            return "tagged" if self._replaced(box, arrival.content, arrival.spot, new, stamp, side) else "left"
         finally:
             box.withdraw(new)
 
-    def _replaced(self, box: Mailbox, content: str, old: Spot | None, new: Spot, side: str) -> bool:
+    def _replaced(self, box: Mailbox, content: str, old: Spot | None, new: Spot, stamp: str, side: str) -> bool:
         """Let the tagged copy stand for the message, unless somebody has seen that meanwhile."""
         maildir = str(box.path)
         if old is not None and old.part == "new":
@@ -208,7 +220,7 @@ class Filing:
             self._removed(box, new)
             self._sightings.finished(maildir, content, "left", HAM, gone=new)
             return False
-        self._sightings.finished(maildir, content, "tagged", side, gone=old)
+        self._sightings.finished(maildir, content, "tagged", side, gone=old, lies=(new, stamp))
         return True
 
     def _hold(self, arrival: Arrival, disposition: Disposition) -> str | None:
@@ -229,8 +241,11 @@ class Filing:
             staged.commit()
         finally:
             staged.discard()
-        self._removed(arrival.box, arrival.spot)
-        self._sightings.finished(arrival.maildir, arrival.content, "held", HAM, gone=arrival.spot)
+        try:
+            self._removed(arrival.box, arrival.spot)
+            self._sightings.finished(arrival.maildir, arrival.content, "held", HAM, gone=arrival.spot)
+        except OSError as error:  # It is held, and once only: finish() tries again.
+            self._note("warning", "held, and not removed yet", arrival, disposition, cause=str(error))
         return "held"
 
     def _removed(self, box: Mailbox, spot: Spot | None) -> None:
@@ -252,8 +267,10 @@ class Filing:
         return True
 
     def finish(self, box: Mailbox, known: Known) -> None:
-        """End what a process was at when it was killed."""
+        """End what a process was at when it was killed, or what failed half way."""
         maildir, content, target = str(box.path), known.content, known.target or ""
+        if (maildir, content) in self._under_way:
+            return
         source = box.find(known.folder, known.base)
         if known.state == "holding":
             if self._is_held(target):
@@ -268,9 +285,9 @@ class Filing:
         side = JUNK if folder == self._table.junk else HAM
         there = box.find(folder, unique) if box.has(folder) else None
         if there is not None and known.state == "moving":
-            self._sightings.finished(maildir, content, "moved", side, gone=source)
+            self._sightings.finished(maildir, content, "moved", side, gone=source, lies=(there, box.stamp(there)))
         elif there is not None:
-            self._replaced(box, content, source, there, side)
+            self._replaced(box, content, source, there, box.stamp(there), side)
         elif source is None:
             # It was moved or deleted by the user, before us or after: either way it is his.
             self._sightings.finished(maildir, content, "left", HAM)

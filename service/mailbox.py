@@ -111,9 +111,13 @@ class Mailbox:
 
     def find(self, folder: str, unique: str) -> Spot | None:
         """Where in a folder the message is now; the folder by its name or as text()."""
-        if "\\" in folder:
-            folder = next((name for name in self.folders() if folder in (name, text(name))), folder)
-        return next((spot for spot in self.spots(folder) if spot.unique == unique), None)
+        return next((spot for spot in self.spots(self.named(folder)) if spot.unique == unique), None)
+
+    def named(self, folder: str) -> str:
+        """The folder whose name is this as text()."""
+        if "\\" not in folder:
+            return folder
+        return next((name for name in self.folders() if folder in (name, text(name))), folder)
 
     def spot(self, path: str) -> Spot | None:
         """What an event's path says; None if it is no message."""
@@ -152,6 +156,8 @@ class Mailbox:
             if not stat.S_ISREG(os.stat(spot.name, dir_fd=here, follow_symlinks=False).st_mode):
                 raise Refused("not a file")
             os.rename(spot.name, to.name, src_dir_fd=here, dst_dir_fd=there)
+            # Or after a power cut we might remember a move that the disk does not: that would read as the user's.
+            os.fsync(there)
 
     def remove(self, spot: Spot) -> None:
         with self._opened(spot.folder, spot.part) as here:
@@ -269,8 +275,10 @@ class Mailbox:
         try:
             with self._opened(folder, part):
                 return True
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
 
 
 @contextlib.contextmanager

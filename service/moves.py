@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from spamguard.config import Config
-from spamguard.errors import SpamguardError
 from spamguard.labels import Labels
 from spamguard.verdict import Label
 
@@ -15,6 +15,9 @@ from .sightings import Belief, Known, Place, Sightings
 
 JUNK, HAM, TRASH = "junk", "ham", "trash"
 _LABEL = {JUNK: Label.SPAM, HAM: Label.HAM}
+_AT_ONCE = 100
+
+_Listings = dict[tuple[str, str], dict[str, Spot]]
 
 
 def _is_in(folder: str, parent: str) -> bool:
@@ -34,7 +37,7 @@ class Moves:
         self._labels_file = config.labels_file
         self._sightings = sightings
         self._journal = journal
-        self._complained = False
+        self._unreadable: set[str] = set()
 
     def side(self, folder: str) -> str:
         """Where a folder belongs, subfolders with their parent."""
@@ -50,9 +53,11 @@ class Moves:
         """A message that we know lies where it did not, and it was not we who put it there."""
         maildir = str(box.path)
         self._sightings.arrived(maildir, known.content, spot, stamp, keyword)
+        if known.target == f"{spot.folder_text}/{spot.unique}" and known.state in ("moving", "tagging"):
+            return  # That it was we who put it there is only not noted yet.
         now = self.side(spot.folder)
         if now in (known.side, TRASH):
-            self._sightings.dismiss(maildir, known.content)
+            self._sightings.dismiss(maildir, known.content, "moved")
         else:
             self._expect(maildir, known.content, _LABEL[now], "moved")
 
@@ -61,7 +66,7 @@ class Moves:
         maildir = str(box.path)
         self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword)
         if keyword is None:
-            self._sightings.dismiss(maildir, place.content)
+            self._sightings.dismiss(maildir, place.content, "keyword")
         elif self.side(spot.folder) != TRASH:
             self._expect(maildir, place.content, keyword, "keyword")
 
@@ -69,56 +74,65 @@ class Moves:
         belief = Belief(maildir, content, label, source)
         self._sightings.expect(belief, time.time() + self._table.quiet_s)
 
-    def settle(self) -> int:
-        """Make labels of what has stayed long enough; return how many. What cannot be written waits."""
-        made = 0
-        for belief in self._sightings.due(time.time(), self._table.quiet_s):
-            spot = self._still_there(belief)
-            try:
-                if spot is None:
-                    self._sightings.dismiss(belief.maildir, belief.content)
-                    continue
-                raw = Mailbox.at(belief.maildir).read(spot, self._limit)
-                with Labels(self._labels_file) as labels:
-                    labels.add(raw, belief.label, belief.source, f"{belief.maildir}/{spot.folder}")
-            except (FileNotFoundError, Refused):
-                continue  # moved on a moment ago: there will be news of it, or it is found gone the next time
-            except (OSError, SpamguardError) as error:
-                if not self._complained:
-                    self._journal.write("error", "label not written, trying again", cause=str(error))
-                self._complained = True
-                break
-            self._complained = False
-            self._sightings.settle(belief, self.side(spot.folder) if belief.source == "moved" else None)
-            self._journal.count(f"label.{belief.label}")
-            self._journal.write(
-                "info",
-                "label",
-                maildir=belief.maildir,
-                folder=spot.folder,
-                content=belief.content,
-                label=belief.label.value,
-                source=belief.source,
-            )
-            made += 1
-        return made
+    def settle(self) -> None:
+        """Make labels of what has stayed long enough, so many at a time. What cannot be written waits.
 
-    def _still_there(self, belief: Belief) -> Spot | None:
-        """Where the message is that the belief is about; None if it is gone, or does not say so any more."""
+        Raises SpamguardError.
+        """
+        beliefs = self._sightings.due(time.time(), self._table.quiet_s, _AT_ONCE)
+        if not beliefs:
+            return
+        folders: _Listings = {}
+        with Labels(self._labels_file) as labels:
+            for belief in beliefs:
+                try:
+                    self._believe(belief, labels, folders)
+                except FileNotFoundError:
+                    pass  # moved on a moment ago: of that there will be news
+                except OSError as error:
+                    if belief.content not in self._unreadable:
+                        self._unreadable.add(belief.content)
+                        self._say("warning", "label waits", belief, cause=str(error))
+                else:
+                    self._unreadable.discard(belief.content)
+
+    def _believe(self, belief: Belief, labels: Labels, folders: _Listings) -> None:
         box = Mailbox.at(belief.maildir)
+        spot = self._still_there(box, belief, folders)
+        try:
+            raw = box.read(spot, self._limit) if spot else None
+        except Refused:
+            raw = None
+        if spot is None or raw is None:
+            self._sightings.dismiss(belief.maildir, belief.content, belief.source)
+            return
+        labels.add(raw, belief.label, belief.source, f"{belief.maildir}/{spot.folder}")
+        now = self.side(spot.folder)
+        self._sightings.settle(belief, None if now == TRASH else now)
+        self._journal.count(f"label.{belief.label}")
+        self._say("info", "label", belief, folder=spot.folder)
+
+    def _say(self, level: str, event: str, belief: Belief, **more: Any) -> None:
+        what = {"maildir": belief.maildir, "content": belief.content, "label": belief.label.value}
+        self._journal.write(level, event, **what, source=belief.source, **more)
+
+    def _still_there(self, box: Mailbox, belief: Belief, folders: _Listings) -> Spot | None:
+        """Where the message is that the belief is about; None if it is gone, or does not say so any more."""
         found: Spot | None = None
         for folder, base in self._sightings.places(belief.maildir, belief.content):
-            try:
-                spot = box.find(folder, base)
-                if spot is None or "T" in spot.flags:
-                    continue
-                if belief.source == "keyword":
-                    if box.keyword(spot) is belief.label:
-                        return spot
-                elif _LABEL.get(self.side(folder)) is belief.label:
-                    found = spot
-                elif belief.label is Label.HAM and self.side(folder) == JUNK:
-                    return None  # It lies in Junk as well: a second delivery has come, and nobody has moved anything.
-            except OSError:
+            key = (belief.maildir, folder)
+            if key not in folders:
+                folders[key] = {spot.unique: spot for spot in box.spots(box.named(folder))}
+            spot = folders[key].get(base)
+            if spot is None or "T" in spot.flags:
                 continue
+            if belief.source == "keyword":
+                if box.keyword(spot) is belief.label:
+                    return spot
+            elif _LABEL.get(self.side(folder)) is belief.label:
+                found = spot
+            elif belief.label is Label.HAM and self.side(folder) == JUNK:
+                return None  # It lies in Junk as well: a second delivery has come, and nobody has moved anything.
+        if belief.source == "moved" and belief.label is Label.HAM and not box.has(self._table.junk):
+            return None  # It was Junk itself that was renamed or removed.
         return found

@@ -7,6 +7,7 @@ it stays in its folder, the part of its name that never changes says that it is 
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS maildir (path TEXT PRIMARY KEY, since REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS message (
     maildir TEXT, content TEXT, state TEXT NOT NULL, side TEXT NOT NULL, at REAL NOT NULL, base TEXT NOT NULL,
-    label TEXT, probability REAL, head TEXT, folder TEXT NOT NULL, target TEXT, PRIMARY KEY (maildir, content)
+    label TEXT, probability REAL, head TEXT, folder TEXT NOT NULL, target TEXT,
+    gone_at REAL, PRIMARY KEY (maildir, content)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS place (
     maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, stamp TEXT NOT NULL, keyword TEXT,
@@ -89,11 +91,22 @@ class Sightings:
     """Any thread may use it. Methods raise SightingsError."""
 
     def __init__(self, file: Path) -> None:
+        """Open or make the file; only one process may have it. Raises SightingsError."""
         self._file = file
         self._lock = Lock()
+        self._listings: list[set[tuple[str, str, str]]] = []
+        """For each look into a folder that is going on, what has been put anywhere meanwhile."""
+        try:
+            self._alone = file.with_suffix(".lock").open("wb")
+            fcntl.flock(self._alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._alone.close()
+            raise SightingsError(f"{file}: another daemon of this state folder is watching already") from error
+        except OSError as error:
+            raise SightingsError(f"{file.with_suffix('.lock')}: {error.strerror}") from error
         try:
             file.touch(0o600)
-            # A power cut may take the last second: then that mail is judged once more, and nothing else.
+            # A power cut may take the last second: then that mail is judged once more.
             self._db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -104,6 +117,7 @@ class Sightings:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._alone.close()
 
     def begin(self, maildir: str, there: Callable[[], Iterable[Spot]]) -> None:
         """Where we have never been, note what is there: it is nothing new, and will be looked at in its turn."""
@@ -145,35 +159,53 @@ class Sightings:
         verdict: Verdict | None = None,
         target: str | None = None,
         place: tuple[Spot, str] | None = None,
+        at: float | None = None,
     ) -> bool:
         """Note a message, before anything is done with it; False if it was judged already, or only `seen` again.
 
-        `place` is where we are going to put it, and the stamp it will have: there it will be no news.
+        `place` is where we are going to put it, and the stamp it will have: there it will be no news. `at` is the
+        time in place of now, 0 for what was there before us.
         """
         said = (verdict.label.value, verdict.probability, verdict.head) if verdict else (None, None, None)
-        row = (maildir, content, state, side, time.time(), spot.unique, *said, spot.folder_text, target)
+        when = time.time() if at is None else at
+        row = (maildir, content, state, side, when, spot.unique, *said, spot.folder_text, target, None)
         with self._transaction() as db:
             if state != "seen":
                 db.execute(
                     "DELETE FROM message WHERE maildir = ? AND content = ? AND state = 'seen'", (maildir, content)
                 )
-            first = db.execute("INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?)", row).rowcount == 1
+            first = db.execute("INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", row).rowcount == 1
             if first:
                 self._put(db, maildir, spot, content, stamp, keyword)
                 if place is not None:
                     self._put(db, maildir, place[0], content, place[1], keyword)
         return first
 
-    def finished(self, maildir: str, content: str, state: str, side: str, gone: Spot | None = None) -> None:
-        """Note what has become of a message, and where it does not lie (any more)."""
+    def finished(
+        self,
+        maildir: str,
+        content: str,
+        state: str,
+        side: str,
+        *,
+        gone: Spot | None = None,
+        lies: tuple[Spot, str] | None = None,
+    ) -> None:
+        """Note what has become of a message: where it does not lie (any more), and where it does, with its stamp.
+
+        What the user seemed to say of it meanwhile was our own doing.
+        """
         with self._transaction() as db:
+            key = (maildir, content)
             db.execute(
-                "UPDATE message SET state = ?, side = ? WHERE maildir = ? AND content = ?",
-                (state, side, maildir, content),
+                "UPDATE message SET state = ?, side = ? WHERE maildir = ? AND content = ?", (state, side, *key)
             )
             if gone is not None:
-                key = (maildir, gone.folder_text, gone.unique)
-                db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", key)
+                where = (maildir, gone.folder_text, gone.unique)
+                db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", where)
+            if lies is not None:
+                self._put(db, maildir, lies[0], content, lies[1], None)
+                db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", key)
 
     def forget(self, maildir: str, content: str) -> None:
         """As if it had never been seen."""
@@ -195,16 +227,33 @@ class Sightings:
         with self._transaction() as db:
             self._put(db, maildir, spot, content, stamp, keyword)
 
-    def reconcile(self, maildir: str, folder: str, spots: Iterable[Spot]) -> list[Spot]:
-        """Forget the places in this folder where nothing lies any more; return what is not known to lie here."""
-        there = {spot.unique: spot for spot in spots}
-        with self._transaction() as db:
-            rows = db.execute(
-                "SELECT base, content FROM place WHERE maildir = ? AND folder = ?", (maildir, text(folder))
-            )
-            known = dict(rows.fetchall())
-            gone = [(maildir, text(folder), base) for base in known.keys() - there.keys()]
-            db.executemany("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", gone)
+    def reconcile(self, maildir: str, folder: str, look: Callable[[], Iterable[Spot]]) -> list[Spot]:
+        """Forget the places in this folder where nothing lies any more; return what is not known to lie here.
+
+        `look` lists the folder. What is put into it while that goes on, or is about to be, is not forgotten.
+        """
+        meanwhile: set[tuple[str, str, str]] = set()
+        with self._lock:
+            self._listings.append(meanwhile)
+        try:
+            there = {spot.unique: spot for spot in look()}
+            with self._transaction() as db:
+                rows = db.execute(
+                    "SELECT base, content, EXISTS (SELECT 1 FROM message WHERE message.maildir = place.maildir"
+                    " AND message.content = place.content AND state IN ('moving', 'tagging', 'holding'))"
+                    " FROM place WHERE maildir = ? AND folder = ?",
+                    (maildir, text(folder)),
+                ).fetchall()
+                gone = [
+                    key
+                    for base, _, busy in rows
+                    if base not in there and not busy and (key := (maildir, text(folder), base)) not in meanwhile
+                ]
+                db.executemany("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", gone)
+        finally:
+            with self._lock:
+                self._listings = [one for one in self._listings if one is not meanwhile]
+        known = {base: content for base, content, _ in rows}
         return [spot for base, spot in there.items() if not known.get(base)]
 
     def keep_folders(self, maildir: str, folders: Iterable[str]) -> None:
@@ -227,16 +276,24 @@ class Sightings:
             row = (belief.maildir, belief.content, belief.label.value, belief.source, due)
             db.execute("INSERT OR REPLACE INTO belief VALUES (?, ?, ?, ?, ?)", row)
 
-    def dismiss(self, maildir: str, content: str) -> None:
-        """What the user seemed to say he has taken back."""
+    def dismiss(self, maildir: str, content: str, source: str) -> None:
+        """What the user seemed to say in this way he has taken back."""
         with self._transaction() as db:
-            db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", (maildir, content))
+            query = "DELETE FROM belief WHERE maildir = ? AND content = ? AND source = ?"
+            db.execute(query, (maildir, content, source))
 
-    def due(self, now: float, quiet_s: float) -> list[Belief]:
+    def dismiss_moves(self, maildir: str) -> None:
+        """No move in this Maildir that is not believed yet was a word of the user."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM belief WHERE maildir = ? AND source = 'moved'", (maildir,))
+
+    def due(self, now: float, quiet_s: float, most: int) -> list[Belief]:
         """What is to be believed now. (What is due later than it can be was noted before the clock was put back.)"""
         with self._transaction() as db:
-            query = "SELECT maildir, content, label, source FROM belief WHERE due <= ? OR due > ?"
-            rows = db.execute(query, (now, now + quiet_s + 3600)).fetchall()
+            query = (
+                "SELECT maildir, content, label, source FROM belief WHERE due <= ? OR due > ? ORDER BY due LIMIT ?"
+            )
+            rows = db.execute(query, (now, now + quiet_s + 3600, most)).fetchall()
         return [Belief(maildir, content, Label(label), source) for maildir, content, label, source in rows]
 
     def settle(self, belief: Belief, side: str | None) -> None:
@@ -249,18 +306,22 @@ class Sightings:
 
     def prune(self) -> None:
         """Forget what has long been in no folder."""
+        here = (
+            "EXISTS (SELECT 1 FROM place WHERE place.maildir = message.maildir AND place.content = message.content)"
+        )
+        now = time.time()
         with self._transaction() as db:
-            db.execute(
-                "DELETE FROM message WHERE at < ? AND NOT EXISTS (SELECT 1 FROM place"
-                " WHERE place.maildir = message.maildir AND place.content = message.content)",
-                (time.time() - _KEPT_S,),
-            )
+            db.execute(f"UPDATE message SET gone_at = NULL WHERE gone_at IS NOT NULL AND {here}")  # noqa: S608
+            db.execute(f"DELETE FROM message WHERE gone_at < ? AND NOT {here}", (now - _KEPT_S,))  # noqa: S608
+            db.execute(f"UPDATE message SET gone_at = ? WHERE gone_at IS NULL AND NOT {here}", (now,))  # noqa: S608
 
     def _put(
         self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, stamp: str, keyword: Label | None
     ) -> None:
         row = (maildir, spot.folder_text, spot.unique, content, stamp, keyword.value if keyword else None)
         db.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?, ?)", row)
+        for meanwhile in self._listings:
+            meanwhile.add(row[:3])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -28,17 +28,17 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 
+from spamguard import headers
 from spamguard.config import INBOX, Config
 from spamguard.errors import ConfigError
-from spamguard.headers import content_hash
 
 from .filing import Arrival, Filing
 from .journal import Journal
 from .mailbox import KEYWORD_FILE, Mailbox, Refused, Spot, TooLarge
-from .moves import Moves
+from .moves import HAM, Moves
 from .pipeline import Pipeline
 from .quarantine import Quarantine
-from .sightings import Sightings
+from .sightings import Known, Sightings
 from .watched import Watched, fault
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ _WITHOUT_EVENTS_S = 10.0  # between two looks
 # A delivery that puts a copy into another folder (fileinto :copy) has ended by then.
 _ONE_DELIVERY_S = 60.0
 _THREADS = 8
-_PRUNE_S = 86_400
+_PRUNE_S = 86_400.0
 _WARNINGS = 10_000
 
 _Key = tuple[str, str, str]  # Maildir, folder, and what is unique in the name
@@ -223,17 +223,18 @@ class Watcher:
 
     async def _look_around(self) -> None:
         """Look at everything, now and again and whenever there is a reason to."""
-        pruned = 0.0
+        pruned = -_PRUNE_S
         while True:
             self._rescan.clear()
             try:
-                await self._in_thread(self._find)
-                await self._in_thread(self._listen)
-                for watched in list(self._watched.values()):
-                    await self._scan(watched)
                 if time.monotonic() > pruned + _PRUNE_S:
                     pruned = time.monotonic()
                     await self._in_thread(self._sightings.prune)
+                await self._in_thread(self._find)
+                await self._in_thread(self._listen)
+                await self._in_thread(self._finish)
+                for watched in list(self._watched.values()):
+                    await self._scan(watched)
             except Exception as error:
                 self._journal.write("error", "rescan failed", cause=str(error) or repr(error))
             with contextlib.suppress(TimeoutError):
@@ -262,8 +263,8 @@ class Watcher:
         if INBOX not in folders:
             raise NotADirectoryError("it has no folders new and cur any more")
         for folder in folders:
-            spots = box.spots(folder)
-            found += self._sightings.reconcile(str(box.path), folder, spots)
+            spots: list[Spot] = []
+            found += self._sightings.reconcile(str(box.path), folder, partial(_listed, box, folder, spots))
             found += [spot for spot in spots if any(letter.islower() for letter in spot.flags)]
         self._sightings.keep_folders(str(box.path), folders)
         return found
@@ -279,20 +280,19 @@ class Watcher:
                     for folder in left:
                         await self._in_thread(self._forget_gone, watched.box, folder)
                 await self._in_thread(self._moves.settle)
+                self._warned.discard("labels")
             except Exception as error:
                 self._warn("labels", "labels from moves are not written", cause=str(error) or repr(error))
-            if self._events:
-                burst += self._events
-                self._events = 0
-                continue
+            burst = burst + self._events if self._events else 0
+            self._events = 0
             if burst > limit // 2:
+                burst = 0
                 self._rescan.set()
-            burst = 0
 
     def _forget_gone(self, box: Mailbox, folder: str) -> None:
         """Only what is known to have left a folder can come back to it under the same name."""
-        spots = box.spots(folder) if box.has(folder) else []
-        self._sightings.reconcile(str(box.path), folder, spots)
+        if box.has(folder):
+            self._sightings.reconcile(str(box.path), folder, partial(box.spots, folder))
 
     # One message.
 
@@ -340,17 +340,26 @@ class Watcher:
                 self._moves.flagged(box, place, spot, keyword)
             return None
         raw = box.read(spot, limit)
-        content = content_hash(raw)
+        if headers.end(raw[: self._limits.memory_bytes]) >= self._limits.memory_bytes:
+            raise Refused("the header block is larger than limits.memory_bytes")
+        content = headers.content_hash(raw)
         is_new = watched.judges and spot.folder in self._table.folders and (place is None or bool(place.content))
         known = sightings.message(maildir, content)
-        if known and not (is_new and known.state == "seen" and time.time() - known.at < _ONE_DELIVERY_S):
+        if known and not (is_new and self._is_copy(watched, known)):
             self._moves.arrived(box, known, spot, stamp, keyword)
             return None
         if is_new:
             return Arrival(box, spot, stamp, raw, content, keyword)
         side = self._moves.first_side(spot.folder)
-        sightings.judged(maildir, content, spot, state="seen", side=side, stamp=stamp, keyword=keyword)
+        at = 0.0 if place else None
+        sightings.judged(maildir, content, spot, state="seen", side=side, stamp=stamp, keyword=keyword, at=at)
         return None
+
+    def _is_copy(self, watched: Watched, known: Known) -> bool:
+        """Whether the same delivery has put a copy into a folder that is not judged, and we saw that one first."""
+        if known.state != "seen" or known.side != HAM or not 0 <= time.time() - known.at < _ONE_DELIVERY_S:
+            return False
+        return any(watched.box.find(*place) for place in self._sightings.places(watched.maildir, known.content))
 
     def _warn(self, what: str, event: str, **fields: Any) -> None:
         """Say it once, however often it is found again."""
@@ -370,6 +379,11 @@ class _Handler:
 
     def __init__(self, told: Callable[[FileSystemEvent], None]) -> None:
         self.dispatch = told
+
+
+def _listed(box: Mailbox, folder: str, spots: list[Spot]) -> list[Spot]:
+    spots += box.spots(folder)
+    return spots
 
 
 def _queued_events() -> int:

@@ -418,4 +418,6 @@ def test_a_stopped_watcher_leaves_its_memory_whole(watch: Start, box: Box, tmp_p
         states = dict(db.execute("SELECT state, count(*) FROM message GROUP BY state"))
     assert set(states) == {"moved"}
     assert states["moved"] == sum(name.startswith(".Junk/") for name in box.files())
-    assert Sightings(tmp_path / "watch.sqlite3").unfinished() == []
+    memory = Sightings(tmp_path / "watch.sqlite3")
+    assert memory.unfinished() == []
+    memory.close()

@@ -42,6 +42,7 @@ class Arrival:
 
     box: Mailbox
     spot: Spot
+    stamp: str
     raw: bytes
     content: str
     keyword: Label | None
@@ -148,6 +149,7 @@ class Filing:
             arrival.spot,
             state=state,
             side=HAM,
+            stamp=arrival.stamp,
             keyword=arrival.keyword,
             verdict=disposition.verdict,
             target=target or None,
@@ -159,7 +161,7 @@ class Filing:
 
     def _move(self, arrival: Arrival, disposition: Disposition, folder: str) -> str | None:
         to = arrival.box.destination(arrival.spot, folder)
-        if not self._judged(arrival, disposition, "moving", f"{folder}/{to.unique}", place=to):
+        if not self._judged(arrival, disposition, "moving", f"{folder}/{to.unique}", place=(to, arrival.stamp)):
             return None
         return "moved" if self._moved(arrival.box, arrival.content, arrival.spot, to) else "left"
 
@@ -176,7 +178,7 @@ class Filing:
                 spot, before = now, to
                 to = box.destination(spot, to.folder)
                 if to.unique != before.unique:
-                    self._sightings.arrived(maildir, content, to, None)
+                    self._sightings.arrived(maildir, content, to, box.stamp(spot), None)
             else:
                 self._sightings.finished(maildir, content, "moved", JUNK, gone=spot)
                 return True
@@ -185,9 +187,9 @@ class Filing:
 
     def _tag(self, arrival: Arrival, disposition: Disposition, folder: str) -> str | None:
         box, side = arrival.box, JUNK if folder == self._table.junk else HAM
-        new = box.write(disposition.data, arrival.spot, folder)
+        new, stamp = box.write(disposition.data, arrival.spot, folder)
         try:
-            if not self._judged(arrival, disposition, "tagging", f"{folder}/{new.unique}", place=new):
+            if not self._judged(arrival, disposition, "tagging", f"{folder}/{new.unique}", place=(new, stamp)):
                 return None
             box.publish(new)
             return "tagged" if self._replaced(box, arrival.content, arrival.spot, new, side) else "left"

@@ -53,8 +53,12 @@ class Spot:
 
     @property
     def unique(self) -> str:
-        """The part of the name that never changes, whatever a server or client does with sizes, UIDs and flags."""
-        return re.split("[:,]", self.name, maxsplit=1)[0]
+        """What never changes of the name, whatever a server or client does with flags and UIDs; as text()."""
+        return text(_UID.sub("", self.name.partition(":")[0]))
+
+    @property
+    def folder_text(self) -> str:
+        return text(self.folder)
 
     @property
     def flags(self) -> str:
@@ -63,6 +67,11 @@ class Spot:
 
     def __str__(self) -> str:
         return f"{self.folder}/{self.part}/{self.name}"
+
+
+def text(name: str) -> str:
+    """A file's name as a database takes it: what is no UTF-8 is spelt out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class Mailbox:
@@ -80,9 +89,6 @@ class Mailbox:
         """What changes when the Maildir is removed and made again."""
         found = self.path.stat()
         return found.st_dev, found.st_ino
-
-    def exists(self) -> bool:
-        return all((self.path / part).is_dir() for part in _PARTS)
 
     def folders(self) -> list[str]:
         """All folders that are whole."""
@@ -104,7 +110,9 @@ class Mailbox:
         return found
 
     def find(self, folder: str, unique: str) -> Spot | None:
-        """Where in a folder the message is now."""
+        """Where in a folder the message is now; the folder by its name or as text()."""
+        if "\\" in folder:
+            folder = next((name for name in self.folders() if folder in (name, text(name))), folder)
         return next((spot for spot in self.spots(folder) if spot.unique == unique), None)
 
     def spot(self, path: str) -> Spot | None:
@@ -118,24 +126,14 @@ class Mailbox:
 
     def read(self, spot: Spot, limit: int) -> bytes:
         """The message. Raises Refused, TooLarge, FileNotFoundError if it has another name by now, other OSError."""
-        with self._opened(spot.folder, spot.part) as folder:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would have us wait
-            try:
-                descriptor = os.open(spot.name, flags, dir_fd=folder)
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-                    raise Refused("not a file") from error
-                raise
-            with open(descriptor, "rb") as file:  # noqa: PTH123
-                about = os.fstat(descriptor)
-                if not stat.S_ISREG(about.st_mode):
-                    raise Refused("not a file")
-                # A hard link to what only the daemon may read would be read for whoever made it.
-                if about.st_uid not in (os.fstat(folder).st_uid, self.path.stat().st_uid):
-                    raise Refused("the file belongs to somebody else than the Maildir")
-                if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
-                    raise TooLarge(f"larger than {limit} bytes")
-                return data
+        with self._opened(spot.folder, spot.part) as folder, _file(spot.name, folder) as descriptor:
+            about = os.fstat(descriptor)
+            # A hard link to what only the daemon may read would be read for whoever made it.
+            if about.st_uid not in (os.fstat(folder).st_uid, self.path.stat().st_uid):
+                raise Refused("the file belongs to somebody else than the Maildir")
+            if about.st_size > limit or len(data := _content(descriptor, limit + 1)) > limit:
+                raise TooLarge(f"larger than {limit} bytes")
+            return data
 
     def destination(self, spot: Spot, folder: str) -> Spot:
         """Where a move will put a message: same part and name, but for what would be wrong in the other folder."""
@@ -159,12 +157,19 @@ class Mailbox:
         with self._opened(spot.folder, spot.part) as here:
             os.unlink(spot.name, dir_fd=here)
 
+    def stamp(self, spot: Spot) -> str:
+        """What another file under the same name would have differently, and the same one after a move would not."""
+        return _stamp(self.about(spot))
+
     def about(self, spot: Spot) -> os.stat_result:
         with self._opened(spot.folder, spot.part) as here:
             return os.stat(spot.name, dir_fd=here, follow_symlinks=False)
 
-    def write(self, data: bytes, like: Spot, folder: str) -> Spot:
-        """Write a message into tmp/ of a folder, with time, mode and owner of another; publish() puts it in place."""
+    def write(self, data: bytes, like: Spot, folder: str) -> tuple[Spot, str]:
+        """Write a message into tmp/ of a folder, with time, mode and owner of another; publish() puts it in place.
+
+        Returns that place, and its stamp().
+        """
         about = self.about(like)
         name = f"{unique_name()},S={len(data)}"
         if ",W=" in like.name:
@@ -184,7 +189,7 @@ class Mailbox:
                 except BaseException:
                     os.unlink(name, dir_fd=there)
                     raise
-        return Spot(folder, "new", name)
+                return Spot(folder, "new", name), _stamp(os.fstat(file.fileno()))
 
     def publish(self, spot: Spot) -> None:
         """Put what write() has written in its place, for good."""
@@ -198,25 +203,25 @@ class Mailbox:
             os.unlink(spot.name, dir_fd=here)
 
     def create(self, folder: str) -> None:
-        """Make a folder as Maildir++ wants it, with mode and owner of the Maildir."""
+        """Make what is missing of a folder as Maildir++ wants it, with mode and owner of the Maildir."""
         like = (self.path / "cur").stat()
-        inside = self.path / folder
-        for made in (inside, *(inside / part for part in ("tmp", *_PARTS))):
-            with contextlib.suppress(FileExistsError):
-                made.mkdir(mode=0o700)
-                self._own(made, like)
-        mark = inside / "maildirfolder"
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            self._own(mark, like)
+        maildir = os.open(self.path, _DIRECTORY)
+        try:
+            inside = _make_folder(folder, maildir, like)
+            try:
+                for part in ("tmp", *_PARTS):
+                    os.close(_make_folder(part, inside, like))
+                with contextlib.suppress(FileExistsError):
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                    mark = os.open("maildirfolder", flags, 0o600, dir_fd=inside)
+                    _give(mark, like, stat.S_IMODE(like.st_mode) & 0o666)
+                    os.close(mark)
+            finally:
+                os.close(inside)
+        finally:
+            os.close(maildir)
         if not self.has(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "is no folder of a Maildir", str(inside))
-
-    def _own(self, made: Path, like: os.stat_result) -> None:
-        if os.geteuid() == 0:
-            os.chown(made, like.st_uid, like.st_gid, follow_symlinks=False)
-        mode = stat.S_IMODE(like.st_mode)
-        made.chmod(mode if made.is_dir() else mode & 0o666)
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder of a Maildir", folder)
 
     def keyword(self, spot: Spot) -> Label | None:
         """What the junk keywords say; None if there is none of them, or two that contradict each other."""
@@ -239,20 +244,20 @@ class Mailbox:
 
     def _keywords(self, folder: str) -> dict[str, str]:
         """Letter -> name, as Dovecot's file says."""
-        file = (self.path if folder == INBOX else self.path / folder) / KEYWORD_FILE
         try:
-            with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
-                lines = stream.read(_KEYWORD_BYTES).decode("utf-8", "replace").splitlines()
-        except OSError:
+            with self._opened(folder, "") as inside, _file(KEYWORD_FILE, inside) as descriptor:
+                lines = _content(descriptor, _KEYWORD_BYTES).decode("utf-8", "replace").splitlines()
+        except (OSError, Refused):
             return {}
         found = (line.partition(" ") for line in lines)
         return {chr(ord("a") + int(n)): name for n, _, name in found if re.fullmatch(r"\d|1\d|2[0-5]", n)}
 
     @contextlib.contextmanager
     def _opened(self, folder: str, part: str) -> Iterator[int]:
+        """A part of a folder, or with no part the folder itself."""
         descriptor = os.open(self.path, _DIRECTORY)
         try:
-            for name in (part,) if folder == INBOX else (folder, part):
+            for name in filter(None, ("" if folder == INBOX else folder, part)):
                 inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = inner
@@ -268,9 +273,55 @@ class Mailbox:
             return False
 
 
+@contextlib.contextmanager
+def _file(name: str, folder: int) -> Iterator[int]:
+    """A plain file, for reading. Raises Refused if it is anything else, OSError."""
+    try:
+        # A pipe would have us wait.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise Refused("not a file") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Refused("not a file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int, limit: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(limit)
+
+
+def _stamp(about: os.stat_result) -> str:
+    return f"{about.st_ino}.{about.st_mtime_ns}.{about.st_size}"
+
+
 def _exists(name: str, folder: int) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True
+
+
+def _make_folder(name: str, inside: int, like: os.stat_result) -> int:
+    """A folder that is there or made; its descriptor. Raises OSError if it is a link or a file."""
+    made = False
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=inside)
+        made = True
+    folder = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=inside)
+    if made:
+        _give(folder, like, stat.S_IMODE(like.st_mode))
+    return folder
+
+
+def _give(descriptor: int, like: os.stat_result, mode: int) -> None:
+    if os.geteuid() == 0:
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+    os.fchmod(descriptor, mode)

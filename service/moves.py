@@ -11,7 +11,7 @@ from spamguard.verdict import Label
 
 from .journal import Journal
 from .mailbox import Mailbox, Refused, Spot
-from .sightings import Belief, Known, Sightings
+from .sightings import Belief, Known, Place, Sightings
 
 JUNK, HAM, TRASH = "junk", "ham", "trash"
 _LABEL = {JUNK: Label.SPAM, HAM: Label.HAM}
@@ -46,24 +46,24 @@ class Moves:
         """Where a message counts as coming from that we see for the first time."""
         return JUNK if self.side(folder) == JUNK else HAM
 
-    def arrived(self, box: Mailbox, known: Known, spot: Spot, keyword: Label | None) -> None:
+    def arrived(self, box: Mailbox, known: Known, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """A message that we know lies where it did not, and it was not we who put it there."""
         maildir = str(box.path)
-        self._sightings.arrived(maildir, known.content, spot, keyword)
+        self._sightings.arrived(maildir, known.content, spot, stamp, keyword)
         now = self.side(spot.folder)
         if now in (known.side, TRASH):
             self._sightings.dismiss(maildir, known.content)
         else:
             self._expect(maildir, known.content, _LABEL[now], "moved")
 
-    def flagged(self, box: Mailbox, content: str, spot: Spot, keyword: Label | None) -> None:
+    def flagged(self, box: Mailbox, place: Place, spot: Spot, keyword: Label | None) -> None:
         """The keyword of a message has changed."""
         maildir = str(box.path)
-        self._sightings.arrived(maildir, content, spot, keyword)
+        self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword)
         if keyword is None:
-            self._sightings.dismiss(maildir, content)
+            self._sightings.dismiss(maildir, place.content)
         elif self.side(spot.folder) != TRASH:
-            self._expect(maildir, content, keyword, "keyword")
+            self._expect(maildir, place.content, keyword, "keyword")
 
     def _expect(self, maildir: str, content: str, label: Label, source: str) -> None:
         belief = Belief(maildir, content, label, source)
@@ -106,6 +106,7 @@ class Moves:
     def _still_there(self, belief: Belief) -> Spot | None:
         """Where the message is that the belief is about; None if it is gone, or does not say so any more."""
         box = Mailbox.at(belief.maildir)
+        found: Spot | None = None
         for folder, base in self._sightings.places(belief.maildir, belief.content):
             try:
                 spot = box.find(folder, base)
@@ -115,7 +116,9 @@ class Moves:
                     if box.keyword(spot) is belief.label:
                         return spot
                 elif _LABEL.get(self.side(folder)) is belief.label:
-                    return spot
+                    found = spot
+                elif belief.label is Label.HAM and self.side(folder) == JUNK:
+                    return None  # It lies in Junk as well: a second delivery has come, and nobody has moved anything.
             except OSError:
                 continue
-        return None
+        return found

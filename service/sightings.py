@@ -7,10 +7,9 @@ it stays in its folder, the part of its name that never changes says that it is 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from threading import Lock
 from spamguard.errors import SpamguardError
 from spamguard.verdict import Label, Verdict
 
-from .mailbox import Spot
+from .mailbox import Spot, text
 
 # Of a message that is in no folder any more; so long it may come back, from a backup or another client.
 _KEPT_S = 90 * 86_400
@@ -31,7 +30,8 @@ CREATE TABLE IF NOT EXISTS message (
     label TEXT, probability REAL, head TEXT, folder TEXT NOT NULL, target TEXT, PRIMARY KEY (maildir, content)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS place (
-    maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, keyword TEXT, PRIMARY KEY (maildir, folder, base)
+    maildir TEXT, folder TEXT, base TEXT, content TEXT NOT NULL, stamp TEXT NOT NULL, keyword TEXT,
+    PRIMARY KEY (maildir, folder, base)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS place_content ON place (maildir, content);
 CREATE TABLE IF NOT EXISTS belief (
@@ -52,16 +52,27 @@ class Known:
 
     `state` is `seen` (never judged: it was there before us, or lay where nothing is judged), `left`, `moved`, `held`,
     `tagged`, or while we are at it `moving`, `holding`, `tagging`. `side` is `junk` or `ham`: where it lies as far
-    as we did it or believe it. `base` and `folder` are where it was, `target` the name or id that we give it.
+    as we did it or believe it. `at` is when that was noted first, `base` and `folder` where the message was, `target`
+    the name or id that we give it.
     """
 
     content: str
     state: str
     side: str
+    at: float
     base: str
     label: str | None
     folder: str
     target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The message under a name in a folder; no content: it was there before us and has not been looked at."""
+
+    content: str
+    stamp: str
+    keyword: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +105,28 @@ class Sightings:
         with self._lock:
             self._db.close()
 
-    def is_new(self, maildir: str) -> bool:
-        """Whether we have never been through this Maildir."""
+    def begin(self, maildir: str, there: Callable[[], Iterable[Spot]]) -> None:
+        """Where we have never been, note what is there: it is nothing new, and will be looked at in its turn."""
         with self._transaction() as db:
-            return db.execute("SELECT 1 FROM maildir WHERE path = ?", (maildir,)).fetchone() is None
+            if db.execute("SELECT 1 FROM maildir WHERE path = ?", (maildir,)).fetchone():
+                return
+            rows = [(maildir, spot.folder_text, spot.unique) for spot in there()]
+            db.executemany("INSERT OR IGNORE INTO place VALUES (?, ?, ?, '', '', NULL)", rows)
+            db.execute("INSERT INTO maildir VALUES (?, ?)", (maildir, time.time()))
 
-    def been_through(self, maildir: str) -> None:
+    def place(self, maildir: str, spot: Spot) -> Place | None:
+        """What is known to lie in this folder under this name."""
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO maildir VALUES (?, ?)", (maildir, time.time()))
-
-    def place(self, maildir: str, spot: Spot) -> tuple[str, str | None] | None:
-        """Content and keyword of what is known to lie in this folder under this name."""
-        with self._transaction() as db:
-            found: tuple[str, str | None] | None = db.execute(
-                "SELECT content, keyword FROM place WHERE maildir = ? AND folder = ? AND base = ?",
-                (maildir, *_key(spot)),
+            found = db.execute(
+                "SELECT content, stamp, keyword FROM place WHERE maildir = ? AND folder = ? AND base = ?",
+                (maildir, spot.folder_text, spot.unique),
             ).fetchone()
-            return found
+            return Place(*found) if found else None
 
     def message(self, maildir: str, content: str) -> Known | None:
         with self._transaction() as db:
             found = db.execute(
-                "SELECT content, state, side, base, label, folder, target FROM message"
+                "SELECT content, state, side, at, base, label, folder, target FROM message"
                 " WHERE maildir = ? AND content = ?",
                 (maildir, content),
             ).fetchone()
@@ -129,24 +140,28 @@ class Sightings:
         *,
         state: str,
         side: str,
+        stamp: str,
         keyword: Label | None = None,
         verdict: Verdict | None = None,
         target: str | None = None,
-        place: Spot | None = None,
+        place: tuple[Spot, str] | None = None,
     ) -> bool:
-        """Note a message for the first time, before anything is done with it; False if it was noted already.
+        """Note a message, before anything is done with it; False if it was judged already, or only `seen` again.
 
-        `place` is where we are going to put it; there it will be no news.
+        `place` is where we are going to put it, and the stamp it will have: there it will be no news.
         """
         said = (verdict.label.value, verdict.probability, verdict.head) if verdict else (None, None, None)
-        folder, base = _key(spot)
+        row = (maildir, content, state, side, time.time(), spot.unique, *said, spot.folder_text, target)
         with self._transaction() as db:
-            row = (maildir, content, state, side, time.time(), base, *said, folder, target)
+            if state != "seen":
+                db.execute(
+                    "DELETE FROM message WHERE maildir = ? AND content = ? AND state = 'seen'", (maildir, content)
+                )
             first = db.execute("INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?)", row).rowcount == 1
             if first:
-                self._put(db, maildir, spot, content, keyword)
+                self._put(db, maildir, spot, content, stamp, keyword)
                 if place is not None:
-                    self._put(db, maildir, place, content, keyword)
+                    self._put(db, maildir, place[0], content, place[1], keyword)
         return first
 
     def finished(self, maildir: str, content: str, state: str, side: str, gone: Spot | None = None) -> None:
@@ -157,7 +172,8 @@ class Sightings:
                 (state, side, maildir, content),
             )
             if gone is not None:
-                db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", (maildir, *_key(gone)))
+                key = (maildir, gone.folder_text, gone.unique)
+                db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", key)
 
     def forget(self, maildir: str, content: str) -> None:
         """As if it had never been seen."""
@@ -169,29 +185,31 @@ class Sightings:
         """What a process was at when it was killed, with its Maildir."""
         with self._transaction() as db:
             rows = db.execute(
-                "SELECT maildir, content, state, side, base, label, folder, target FROM message"
+                "SELECT maildir, content, state, side, at, base, label, folder, target FROM message"
                 " WHERE state IN ('moving', 'tagging', 'holding')"
             ).fetchall()
         return [(row[0], Known(*row[1:])) for row in rows]
 
-    def arrived(self, maildir: str, content: str, spot: Spot, keyword: Label | None) -> None:
+    def arrived(self, maildir: str, content: str, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """Note that a known message lies here as well, or with another keyword."""
         with self._transaction() as db:
-            self._put(db, maildir, spot, content, keyword)
+            self._put(db, maildir, spot, content, stamp, keyword)
 
     def reconcile(self, maildir: str, folder: str, spots: Iterable[Spot]) -> list[Spot]:
         """Forget the places in this folder where nothing lies any more; return what is not known to lie here."""
-        there = {_text(spot.unique): spot for spot in spots}
+        there = {spot.unique: spot for spot in spots}
         with self._transaction() as db:
-            rows = db.execute("SELECT base FROM place WHERE maildir = ? AND folder = ?", (maildir, _text(folder)))
-            known = {row[0] for row in rows}
-            gone = [(maildir, _text(folder), base) for base in known - there.keys()]
+            rows = db.execute(
+                "SELECT base, content FROM place WHERE maildir = ? AND folder = ?", (maildir, text(folder))
+            )
+            known = dict(rows.fetchall())
+            gone = [(maildir, text(folder), base) for base in known.keys() - there.keys()]
             db.executemany("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", gone)
-        return [spot for base, spot in there.items() if base not in known]
+        return [spot for base, spot in there.items() if not known.get(base)]
 
     def keep_folders(self, maildir: str, folders: Iterable[str]) -> None:
         """Forget the places in folders that are gone."""
-        there = [_text(folder) for folder in folders]
+        there = [text(folder) for folder in folders]
         with self._transaction() as db:
             rows = db.execute("SELECT DISTINCT folder FROM place WHERE maildir = ?", (maildir,)).fetchall()
             gone = [(maildir, row[0]) for row in rows if row[0] not in there]
@@ -238,9 +256,11 @@ class Sightings:
                 (time.time() - _KEPT_S,),
             )
 
-    def _put(self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, keyword: Label | None) -> None:
-        row = (maildir, *_key(spot), content, keyword.value if keyword else None)
-        db.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?)", row)
+    def _put(
+        self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, stamp: str, keyword: Label | None
+    ) -> None:
+        row = (maildir, spot.folder_text, spot.unique, content, stamp, keyword.value if keyword else None)
+        db.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?, ?)", row)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -251,12 +271,3 @@ class Sightings:
                     yield self._db
             except sqlite3.Error as error:
                 raise SightingsError(f"{self._file}: {error}") from error
-
-
-def _key(spot: Spot) -> tuple[str, str]:
-    return _text(spot.folder), _text(spot.unique)
-
-
-def _text(name: str) -> str:
-    """A name as SQLite takes it: what is no UTF-8 is spelt out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

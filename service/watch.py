@@ -18,10 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from watchdog.events import DirCreatedEvent, DirMovedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent
+from watchdog.events import (
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+)
 from watchdog.observers import Observer
 
-from spamguard.config import Config
+from spamguard.config import INBOX, Config
 from spamguard.errors import ConfigError
 from spamguard.headers import content_hash
 
@@ -32,32 +39,25 @@ from .moves import Moves
 from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .sightings import Sightings
+from .watched import Watched, fault
 
 T = TypeVar("T")
 
-_EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent, DirMovedEvent]
+_EVENTS: list[type[FileSystemEvent]] = [
+    *(FileCreatedEvent, FileMovedEvent, FileDeletedEvent),
+    *(DirCreatedEvent, DirMovedEvent),
+]
 # The kernel keeps so many events that nobody has fetched, and drops the rest (inotify(7)).
 _KERNEL_LIMIT, _USUAL_LIMIT = Path("/proc/sys/fs/inotify/max_queued_events"), 16_384
 _TICK_S = 1.0
-_SOON_S = 10.0
+_WITHOUT_EVENTS_S = 10.0  # between two looks
+# A delivery that puts a copy into another folder (fileinto :copy) has ended by then.
+_ONE_DELIVERY_S = 60.0
 _THREADS = 8
 _PRUNE_S = 86_400
 _WARNINGS = 10_000
 
 _Key = tuple[str, str, str]  # Maildir, folder, and what is unique in the name
-
-
-class _Watched:
-    """A Maildir, and how far we are with it."""
-
-    def __init__(self, box: Mailbox, judges: bool) -> None:
-        self.box = box
-        self.maildir = str(box.path)
-        self.judges = judges
-        self.old: set[tuple[str, str]] | None = None
-        """What was there when we first came, and has not been noted yet; None: we have been through."""
-        self.inode: tuple[int, int] | None = None
-        self.watch: Any = None
 
 
 class Watcher:
@@ -68,15 +68,16 @@ class Watcher:
         self._limits = config.limits
         self._one_large = asyncio.Semaphore(1)  # or `concurrency` times the largest would be in memory
         # What comes by SMTP into a Maildir of ours has been judged; only what the user moves there is of interest.
-        self._ours = None if config.next_hop.exists or config.listen.protocol == "off" else config.maildir_path
+        serves = config.listen.protocol != "off" and not config.next_hop.exists
+        self._ours = os.path.realpath(config.maildir_path) if serves else None
         self._journal = journal
         self._threads = ThreadPoolExecutor(min(config.watch.concurrency, _THREADS), "watch")
         self._sightings = Sightings(config.state_dir / "watch.sqlite3")
         self._filing = Filing(config, pipeline, quarantine, self._sightings, journal, self._threads)
         self._moves = Moves(config, self._sightings, journal)
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, Watched] = {}
         self._observer: Any = None
-        self._waiting: dict[_Key, tuple[_Watched, Spot]] = {}
+        self._waiting: dict[_Key, tuple[Watched, Spot]] = {}
         self._queue: asyncio.Queue[_Key] = asyncio.Queue()
         self._busy: set[_Key] = set()
         self._warned: set[str] = set()
@@ -121,49 +122,39 @@ class Watcher:
 
     def _find(self, starting: bool = False) -> None:
         """Take in the Maildirs that the configuration names. Raises ConfigError at the start."""
-        for pattern in self._table.maildirs:
-            given = str(pattern)
-            for path in sorted(glob.glob(given)) if glob.has_magic(given) else [given]:  # noqa: PTH207
-                box = Mailbox(Path(path))
-                if path in self._watched or (box.path != pattern and not box.exists()):
-                    continue
-                try:
-                    fault = self._fault(box)
-                except OSError as error:
-                    fault = str(error)
-                if fault is None:
-                    self._watched[path] = found = _Watched(box, judges=box.path != self._ours)
-                    if self._sightings.is_new(path):
-                        found.old = self._old(box)
-                elif starting and box.path == pattern:
-                    raise ConfigError(f"watch.maildirs: {path}: {fault}")
-                else:
-                    self._warn(path, "Maildir not watched", maildir=path, cause=fault)
+        for pattern in map(str, self._table.maildirs):
+            by_name = not glob.has_magic(pattern)
+            for given in [pattern] if by_name else sorted(glob.glob(pattern)):  # noqa: PTH207
+                path = os.path.realpath(given)  # so that one with two names is watched once
+                if path not in self._watched and (wrong := self._take_in(path, by_name)):
+                    if starting and by_name:
+                        raise ConfigError(f"watch.maildirs: {given}: {wrong}")
+                    self._warn(path, "Maildir not watched", maildir=given, cause=wrong)
         if starting and not self._watched:
             self._journal.write("warning", "no Maildir matches watch.maildirs yet")
 
-    def _fault(self, box: Mailbox) -> str | None:
-        """Why a Maildir cannot be watched. Makes the junk folder if that is all there is to mend."""
-        if not box.exists():
-            return "no such Maildir (it has no folders new and cur)"
-        for part in ("new", "cur"):
-            if not os.access(box.path / part, os.R_OK | os.W_OK | os.X_OK):
-                return f"its {part} may not be read and written by user id {os.geteuid()}"
-        junk = self._table.junk
-        if junk and not box.has(junk):
-            if not self._table.create_junk:
-                return f"it has no folder {junk} (watch.junk); there are: {', '.join(box.folders())}"
-            box.create(junk)
+    def _take_in(self, path: str, by_name: bool) -> str | None:
+        """Why a Maildir cannot be watched; None: it is from now on. What only matches a pattern may be none."""
+        box = Mailbox(Path(path))
+        try:
+            if not by_name and not (box.path / "new").exists():
+                return None
+            if wrong := fault(box, self._table):
+                return wrong
+            self._sightings.begin(path, partial(self._old, box))
+        except OSError as error:
+            return str(error)
+        self._watched[path] = Watched(box, judges=path != self._ours)
         return None
 
-    def _old(self, box: Mailbox) -> set[tuple[str, str]]:
+    def _old(self, box: Mailbox) -> list[Spot]:
         """What is no new mail at our first start: all but what lies in new/ of a folder that is judged."""
-        return {
-            (folder, spot.unique)
+        return [
+            spot
             for folder in box.folders()
             for spot in box.spots(folder)
             if spot.part == "cur" or folder not in self._table.folders
-        }
+        ]
 
     def _finish(self) -> None:
         """End what the last process was at."""
@@ -202,21 +193,28 @@ class Watcher:
 
     # Events and rescans: both end in notice().
 
-    def _told(self, watched: _Watched, event: FileSystemEvent) -> None:
+    def _told(self, watched: Watched, event: FileSystemEvent) -> None:
         """Called in watchdog's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._take_event, watched, event)
 
-    def _take_event(self, watched: _Watched, event: FileSystemEvent) -> None:
+    def _take_event(self, watched: Watched, event: FileSystemEvent) -> None:
         self._events += 1
-        path = os.fsdecode(event.dest_path or event.src_path)
+        here, there = os.fsdecode(event.src_path), os.fsdecode(event.dest_path)
         # Dovecot gives a message the letter of a new keyword first, and says what the letter means after that.
-        if event.is_directory or path.endswith(f"/{KEYWORD_FILE}"):
+        if event.is_directory or (there or here).endswith(f"/{KEYWORD_FILE}"):
             self._rescan.set()
-        elif spot := watched.box.spot(path):
-            self._notice(watched, spot)
+            return
+        source = watched.box.spot(here)
+        goes = watched.box.spot(there) if there else None
+        if isinstance(event, FileCreatedEvent):
+            goes = source
+        elif source is not None and (goes is None or goes.folder != source.folder):
+            watched.left.add(source.folder)
+        if goes is not None:
+            self._notice(watched, goes)
 
-    def _notice(self, watched: _Watched, spot: Spot) -> None:
+    def _notice(self, watched: Watched, spot: Spot) -> None:
         """Have a message looked at; if it is waiting already, at its newest place."""
         key = (watched.maildir, spot.folder, spot.unique)
         if key not in self._waiting and key not in self._busy:
@@ -245,25 +243,24 @@ class Watcher:
     def _pause(self) -> float:
         if self._table.poll_s:
             return self._table.poll_s
-        # In a Maildir without events, or that is new to us, there is more to find.
-        soon = any(watched.watch is None or watched.old is not None for watched in self._watched.values())
-        return min(self._table.rescan_s, _SOON_S) if soon else self._table.rescan_s
+        deaf = any(watched.watch is None for watched in self._watched.values())
+        return min(self._table.rescan_s, _WITHOUT_EVENTS_S) if deaf else self._table.rescan_s
 
-    async def _scan(self, watched: _Watched) -> None:
+    async def _scan(self, watched: Watched) -> None:
         try:
             for spot in await self._in_thread(self._unknown, watched.box):
                 self._notice(watched, spot)
         except OSError as error:
             self._warn(f"scan {watched.maildir}", "Maildir cannot be read", maildir=watched.maildir, cause=str(error))
-            return
-        self._warned.discard(f"scan {watched.maildir}")
-        if watched.old is not None and not watched.old:
-            await self._in_thread(self._sightings.been_through, watched.maildir)
-            watched.old = None
+        else:
+            self._warned.discard(f"scan {watched.maildir}")
 
     def _unknown(self, box: Mailbox) -> list[Spot]:
         """What is not known to lie where it lies, and what may have another keyword by now."""
-        found, folders = [], box.folders()
+        found: list[Spot] = []
+        folders = box.folders()
+        if INBOX not in folders:
+            raise NotADirectoryError("it has no folders new and cur any more")
         for folder in folders:
             spots = box.spots(folder)
             found += self._sightings.reconcile(str(box.path), folder, spots)
@@ -277,6 +274,10 @@ class Watcher:
         while True:
             await asyncio.sleep(_TICK_S)
             try:
+                for watched in list(self._watched.values()):
+                    left, watched.left = watched.left, set()
+                    for folder in left:
+                        await self._in_thread(self._forget_gone, watched.box, folder)
                 await self._in_thread(self._moves.settle)
             except Exception as error:
                 self._warn("labels", "labels from moves are not written", cause=str(error) or repr(error))
@@ -287,6 +288,11 @@ class Watcher:
             if burst > limit // 2:
                 self._rescan.set()
             burst = 0
+
+    def _forget_gone(self, box: Mailbox, folder: str) -> None:
+        """Only what is known to have left a folder can come back to it under the same name."""
+        spots = box.spots(folder) if box.has(folder) else []
+        self._sightings.reconcile(str(box.path), folder, spots)
 
     # One message.
 
@@ -306,7 +312,7 @@ class Watcher:
                 if key in self._waiting:
                     self._queue.put_nowait(key)
 
-    async def _look(self, watched: _Watched, spot: Spot) -> None:
+    async def _look(self, watched: Watched, spot: Spot) -> None:
         try:
             try:
                 await self._take(watched, spot, self._limits.memory_bytes)
@@ -319,33 +325,31 @@ class Watcher:
             cause = error.strerror if isinstance(error, OSError) else str(error)
             file = f"{watched.maildir}/{spot}"
             self._warn(file, "not judged", file=file, cause=cause)
-        finally:
-            if watched.old is not None:
-                watched.old.discard((spot.folder, spot.unique))
 
-    async def _take(self, watched: _Watched, spot: Spot, limit: int) -> None:
+    async def _take(self, watched: Watched, spot: Spot, limit: int) -> None:
         if arrival := await self._in_thread(self._identify, watched, spot, limit):
             await self._filing.judge(arrival)
 
-    def _identify(self, watched: _Watched, spot: Spot, limit: int) -> Arrival | None:
+    def _identify(self, watched: Watched, spot: Spot, limit: int) -> Arrival | None:
         """Note where a message lies, and what that says of it if it is known. If it is to be judged, return it."""
         box, maildir, sightings = watched.box, watched.maildir, self._sightings
-        keyword = box.keyword(spot)
-        if place := sightings.place(maildir, spot):
-            content, before = place
-            if before != (keyword.value if keyword else None):
-                self._moves.flagged(box, content, spot, keyword)
+        stamp, keyword = box.stamp(spot), box.keyword(spot)
+        place = sightings.place(maildir, spot)
+        if place and place.content and place.stamp == stamp:
+            if place.keyword != (keyword.value if keyword else None):
+                self._moves.flagged(box, place, spot, keyword)
             return None
         raw = box.read(spot, limit)
         content = content_hash(raw)
-        if known := sightings.message(maildir, content):
-            self._moves.arrived(box, known, spot, keyword)
+        is_new = watched.judges and spot.folder in self._table.folders and (place is None or bool(place.content))
+        known = sightings.message(maildir, content)
+        if known and not (is_new and known.state == "seen" and time.time() - known.at < _ONE_DELIVERY_S):
+            self._moves.arrived(box, known, spot, stamp, keyword)
             return None
-        is_new = watched.old is None or (spot.folder, spot.unique) not in watched.old
-        if watched.judges and is_new and spot.folder in self._table.folders:
-            return Arrival(box, spot, raw, content, keyword)
+        if is_new:
+            return Arrival(box, spot, stamp, raw, content, keyword)
         side = self._moves.first_side(spot.folder)
-        sightings.judged(maildir, content, spot, state="seen", side=side, keyword=keyword)
+        sightings.judged(maildir, content, spot, state="seen", side=side, stamp=stamp, keyword=keyword)
         return None
 
     def _warn(self, what: str, event: str, **fields: Any) -> None:

@@ -1,6 +1,7 @@
-"""The daemon with the fake scorer, which notes each message that it is asked about: `CONFIG NOTES`.
+"""The daemon with the fake scorer, which notes each message that it is to judge: `CONFIG NOTES`.
 
-A note is written before the answer is given, so SIGKILL cannot lose one.
+A note is written before the verdict is there, so SIGKILL cannot lose one. What is only encoded, to learn from it,
+passes by the pipeline and is not noted.
 """
 
 from __future__ import annotations
@@ -8,35 +9,35 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from service.daemon import run
+from service.pipeline import Pipeline
 from spamguard.config import Config, load
-from spamguard.verdict import Verdict
 
-from .fakes import FakePrepared, FakeScorer, load_fake_scorer
+from .fakes import FakeScorer, load_fake_scorer
 
 _NUMBER = re.compile(rb"X-Crash: (\d+) ")
 
 
 def main() -> None:
     notes = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = Pipeline.handle
 
-    def noting(config: Config, encoder: object) -> FakeScorer:
+    async def noted(pipeline: Pipeline, raw: bytes, *arguments: Any, **options: Any) -> Any:
+        found = _NUMBER.search(raw)
+        os.write(notes, b"%s\n" % (found[1] if found else b"-1"))
+        return await handle(pipeline, raw, *arguments, **options)
+
+    Pipeline.handle = noted  # type: ignore[method-assign, assignment]
+
+    def forgetful(config: Config, encoder: object) -> FakeScorer:
         scorer = load_fake_scorer(config, encoder)
         scorer.remember = False
-        answer = scorer.score
-
-        def score(batch: Sequence[FakePrepared]) -> list[Verdict]:
-            found = [_NUMBER.search(one.raw) for one in batch]
-            os.write(notes, b"".join(b"%s\n" % one[1] for one in found if one))  # not the daemon's own probe
-            return answer(batch)
-
-        scorer.score = score  # type: ignore[method-assign]
         return scorer
 
-    run(load(Path(sys.argv[1])), noting)
+    run(load(Path(sys.argv[1])), forgetful)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tests.servers import ROOT, free_ports, needs, until
 pytestmark = needs(*dovecots.PROGRAMS, "setpriv", "flock")
 
 LMTP, IMAP, LMTP_2, IMAP_2 = free_ports(4)
-AS_OWNER = ("setpriv", f"--reuid={dovecots.OWNER}", f"--regid={dovecots.OWNER}", "--clear-groups")
+AS_OWNER = ("setpriv", f"--reuid={dovecots.OWNER}", f"--regid={dovecots.OWNER}", "--clear-groups", "--reset-env")
 
 
 def mail(subject: str, text: str = "meeting") -> bytes:
@@ -91,9 +91,9 @@ class Spamguard:
         self.file.write_text(f'state_dir = "."\n{text}')
         self.python = program.with_name("python")
         packages = f"{ROOT}:{sysconfig.get_path('purelib')}"
-        self._write(self.python, f"PYTHONPATH={packages} exec {_python(packages)}")
+        self._write(self.python, f"export PYTHONPATH={packages}\nexec {_python(packages)}")
         self.program = program
-        self._write(program, f'{self.python} -c "from spamguard.cli import main; main()" --config {self.file}')
+        self._write(program, f"exec {self.python} -m spamguard --config {self.file}")
         subprocess.run(["chown", f"{owner.pw_uid}:{owner.pw_gid}", folder], check=True)
 
     @staticmethod
@@ -101,9 +101,9 @@ class Spamguard:
         file.write_text(f'#!/bin/sh\n{command} "$@"\n')
         file.chmod(0o755)
 
-    def run(self, *arguments: str, text: bytes | None = None) -> str:
+    def run(self, *arguments: str) -> str:
         command = [*AS_OWNER, str(self.program), *arguments]
-        done = subprocess.run(command, input=text, capture_output=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, timeout=100)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode()
 
@@ -111,6 +111,12 @@ class Spamguard:
         """Content hash -> label and source, as `spamguard labels list` tells."""
         rows = [json.loads(line) for line in self.run("labels", "list", "--json").splitlines()]
         return {row["id"]: (row["label"], row["source"]) for row in rows}
+
+    def score(self, mails: dict[str, bytes]) -> dict[str, float]:
+        for name, raw in mails.items():
+            (self.folder / name).write_bytes(raw)
+        lines = self.run("score", "--json", *(str(self.folder / name) for name in mails)).splitlines()
+        return {Path(row["path"]).name: row["score"] for row in map(json.loads, lines)}
 
     def wait_for(self, raw: bytes, label: str, source: str) -> None:
         until(lambda: self.labels().get(content_hash(raw)) == (label, source))
@@ -283,3 +289,55 @@ def test_watcher_keywords_of_a_client_are_labels(watch):
     spamguard.wait_for(missed, "spam", "keyword")
     spamguard.wait_for(wrong, "ham", "keyword")
     assert content_hash(other) not in spamguard.labels()
+
+
+# What the head that ships takes for advertising, and this user has ordered; and what it is not sure of.
+COFFEE = (
+    "Fresh roasted coffee beans, delivered to your door each month. Our {} selection from {} is ready, and members "
+    "get free shipping on every bag."
+)
+WANTED = [
+    mail(f"coffee {number}", COFFEE.format(*words.split()))
+    for number, words in enumerate(
+        ("spring Peru", "summer Kenya", "autumn Brazil", "winter Colombia", "holiday Honduras", "early Rwanda")
+    )
+]
+GUEST = (
+    "I have read your article on {} with pleasure. Our writers would gladly send you a guest post on the same "
+    "subject, with one link to a partner of ours. What would you ask for its publication?"
+)
+UNWANTED = [
+    mail(f"guest post {number}", GUEST.format(subject))
+    for number, subject in enumerate(("gardening", "bridges", "sailing", "bread", "clocks", "bicycles"))
+]
+SIMILAR = {
+    "ham": mail("more coffee", COFFEE.format("new", "Ethiopia")),
+    "spam": mail("offer", GUEST.format("trains")),
+}
+
+
+@pytest.mark.timeout(400)
+def test_watcher_after_a_refit_similar_mail_is_judged_otherwise(watch):
+    """The head that ships, real labels, a real retrain started by the daemon, and the head of it in service."""
+    client, spamguard, process = watch("dora", '[learning]\nrefit = "on"\nafter = 12', real=True)
+    before = spamguard.score(SIMILAR)
+    assert before["ham"] > 0.05 and before["spam"] < 0.95  # there is something to learn
+    for raw in WANTED:
+        client.append("Junk", raw)
+    for raw in UNWANTED:
+        client.append("INBOX", raw)
+    until(lambda: len([line for line in process.log if line["event"] == "message"]) == len(UNWANTED))
+    for number in range(6):
+        client.move(f"coffee {number}", "Junk", "INBOX")
+        client.move(f"guest post {number}", "INBOX", "Junk")
+    reloaded = process.wait_for("reloaded")
+    assert reloaded["head"] != process.wait_for("ready")["head"]
+    said = {content_hash(raw): ("ham", "moved") for raw in WANTED}
+    assert spamguard.labels() == said | {content_hash(raw): ("spam", "moved") for raw in UNWANTED}
+    after = spamguard.score(SIMILAR)
+    assert after["ham"] < before["ham"] and after["spam"] > before["spam"]
+    # And so does the daemon judge the next mail.
+    client.append("INBOX", SIMILAR["spam"])
+    until(lambda: len([line for line in process.log if line["event"] == "message"]) == len(UNWANTED) + 1)
+    judged = [line for line in process.log if line["event"] == "message"][-1]
+    assert judged["head"] == reloaded["head"] and judged["p"] == pytest.approx(after["spam"], abs=1e-3)

@@ -15,7 +15,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spamguard import headers
@@ -180,6 +180,7 @@ def bytes_of(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
 
 
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 60), size=st.sampled_from([10, 1000, 20_000]))
 def test_nothing_of_what_is_forgotten_is_left_in_any_file(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, size: int

@@ -73,7 +73,7 @@ class Digests:
 
     def _told(self) -> dict[str, list[str]]:
         """Damaged or not there: nobody has been told. It is better to hear of a mail twice than never."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             said = json.loads(self._file.read_bytes())
             if isinstance(said, dict) and all(isinstance(ids, list) for ids in said.values()):
                 return said

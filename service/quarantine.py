@@ -88,7 +88,8 @@ class Quarantine:
         verdict: Verdict | None,
         source: Source | None = None,
     ) -> Staged:
-        """Write a message down; `source` is for what was taken from a Maildir, whose envelope is empty.
+        """Write a message down, under an id that none has had before; `source` is for what was taken from a Maildir,
+        whose envelope is empty.
 
         Raises OSError, and then nothing is left behind.
         """

@@ -164,7 +164,7 @@ class _Progress:
             self.place = Source(**said["place"]) if said["place"] else None
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise QuarantineError(f"{file}: damaged: {error!r}; remove it to release the message to all") from error
 
     def write(self) -> None:

@@ -16,7 +16,7 @@ from .conftest import Running
 from .maildirs import Box
 from .servers import until
 
-PATIENCE_S = 10
+PATIENCE_S = 30
 _numbers = itertools.count()
 
 

@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := $(VENV)/.fuzz-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit fuzz check bench bench-smtp crash head clean
+.PHONY: help run test unit fuzz check bench bench-smtp crash storm head clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-smtp: $(STAMP) ## throughput of the SMTP path beside its peers; ARGS='--me
 
 crash: $(STAMP) ## 20,000 messages, 50 times SIGKILL: nothing answered 250 may be lost; ARGS='--kills 10 --seed 2'
 	$(BIN)/python -m tests.crash $(ARGS)
+
+storm: $(STAMP) ## 30,000 messages into three watched Maildirs, 5 times SIGKILL; ARGS='--messages 3000 --kills 5 --seed 7'
+	$(BIN)/python -m tests.storm $(ARGS)
 
 head: $(STAMP) ## fit the head that ships; CORPORA=DIR holds the corpora of docs/head-and-accuracy.md
 	SPAMGUARD_CONFIG=docs/newcomer.toml $(BIN)/python -m training.ship $(or $(CORPORA),$(error say CORPORA=DIR)) spamguard/heads/default

@@ -31,9 +31,10 @@ from .quarantine import Quarantine
 from .refit import Refit
 from .relay import NextHop, Relay
 from .retention import expire_hourly
+from .watch import Watcher
 
 # Tables whose change takes effect only in a new process.
-_FIXED = ("state_dir", "listen", "next_hop", "maildir", "quarantine", "limits", "log")
+_FIXED = ("state_dir", "listen", "next_hop", "maildir", "watch", "quarantine", "limits", "log")
 
 # What is open beside the connections: libraries, the model's files, threads' pipes, the feature store.
 _OTHER_FILES = 200
@@ -72,6 +73,7 @@ class Daemon:
         self.batcher: Batcher | None = None
         self.listener: Listener | None = None
         self.next_hop: NextHop | None = None
+        self.watcher: Watcher | None = None
         self._expiry: asyncio.Task[None] | None = None
         self.refit: Refit | None = None
         self._reload_wanted = asyncio.Event()
@@ -112,30 +114,36 @@ class Daemon:
         config = self.loaded.config
         hostname = config.listen.hostname or socket.gethostname()
         notify("STATUS=Loading the model")
-        bound = bind(config.listen)
+        bound = None if config.listen.protocol == "off" else bind(config.listen)
         try:
-            if config.next_hop.exists and await asyncio.to_thread(is_ourselves, bound, config.next_hop):
+            if bound and config.next_hop.exists and await asyncio.to_thread(is_ourselves, bound, config.next_hop):
                 raise ConfigError(f"next_hop: {_name(config.next_hop)} is our own listener")
             tls = server_tls(config.listen)
             quarantine = Quarantine(config.quarantine_path)
-            way_out = self._way_out(config, hostname)
             self._create("state_dir", lambda: config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
             self._create("quarantine.path", quarantine.create)
+            way_out = self._way_out(config, hostname) if bound else None
             self.scorer = await asyncio.to_thread(self._load_scorer, config, None)
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
             self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count, config.release_key)
-            ends = self.next_hop.ends if self.next_hop else set()
-            listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
             self._raise_limit_of_files(config)
-            await listener.start(bound)
-            self.listener = listener
+            if config.watch.maildirs:
+                watcher = Watcher(config, self.pipeline, quarantine, self.journal)
+                self.watcher = watcher
+                await watcher.start()
+            if bound and way_out:
+                ends = self.next_hop.ends if self.next_hop else set()
+                listener = Listener(config, hostname, self.pipeline, quarantine, self.journal, way_out, ends, tls)
+                await listener.start(bound)
+                self.listener = listener
             self._expiry = asyncio.create_task(expire_hourly(quarantine, config.quarantine, self.journal))
             self.refit = Refit(lambda: self.loaded, self.batcher, self.journal, self._reload_wanted.set)
             self.refit.start()
         except BaseException:
-            bound.close()
+            if bound:
+                bound.close()
             await self.stop()
             raise
         self._announce(time.monotonic() - began)
@@ -167,21 +175,23 @@ class Daemon:
 
     def _announce(self, seconds: float) -> None:
         config = self.loaded.config
-        near, protocol = self._listens_on(), config.listen.protocol.upper()
         to = _name(config.next_hop) if config.next_hop.exists else str(config.maildir_path)
+        watched = self.watcher.maildirs if self.watcher else []
         head, encoder, megabytes = self.scorer.head_id, self.scorer.encoder_id, _resident_megabytes()
         if self.journal.on_terminal:
+            goes = f", mail goes to {to}" if self.listener else ""
             self.journal.say(
                 f"spamguard {__version__} is ready after {seconds:.1f} s, {megabytes} MB resident: "
-                f"{protocol} on {near}, mail goes to {to}; head {head}, encoder {encoder}. Ctrl-C stops it."
+                f"{self._what()}{goes}; head {head}, encoder {encoder}. Ctrl-C stops it."
             )
         else:
             self.journal.write(
                 "info",
                 "ready",
                 version=__version__,
-                listen=near,
-                to=to,
+                listen=self._listens_on() if self.listener else None,
+                to=to if self.listener else None,
+                watch=watched,
                 head=head,
                 encoder=encoder,
                 seconds=round(seconds, 2),
@@ -190,8 +200,17 @@ class Daemon:
         self._notify_ready()
 
     def _notify_ready(self) -> None:
-        protocol = self.loaded.config.listen.protocol.upper()
-        notify("READY=1", f"STATUS={protocol} on {self._listens_on()}, head {self.scorer.head_id}")
+        notify("READY=1", f"STATUS={self._what()}, head {self.scorer.head_id}")
+
+    def _what(self) -> str:
+        """What is served, in words."""
+        parts = []
+        if self.listener is not None:
+            parts.append(f"{self.loaded.config.listen.protocol.upper()} on {self._listens_on()}")
+        if self.watcher is not None:
+            count = len(self.watcher.maildirs)
+            parts.append(f"watching {count} Maildir{'' if count == 1 else 's'}")
+        return ", ".join(parts)
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -208,8 +227,10 @@ class Daemon:
         if self._expiry is not None:
             self._expiry.cancel()
             await asyncio.wait([self._expiry])
-        if self.listener is not None:
-            late = await self.listener.stop(self.loaded.config.limits.shutdown_s)
+        late = await self.listener.stop(self.loaded.config.limits.shutdown_s) if self.listener is not None else 0
+        if self.watcher is not None:
+            await self.watcher.stop()
+        if self.listener is not None or self.watcher is not None:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:
             self.next_hop.close()

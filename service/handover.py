@@ -31,7 +31,7 @@ _counter = itertools.count()
 Replies = list[bytes]
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """Of hexadecimal digits, in the order of time; unique on this machine."""
     return f"{time.time_ns():016x}{next(_counter) & 0xFFFF:04x}"
 
@@ -63,7 +63,7 @@ class _Record:
     envelope: Envelope
     size: int
     shares: list[_Share]
-    id: str = field(default_factory=_new_id)
+    id: str = field(default_factory=new_id)
     began: float = field(default_factory=time.monotonic)
     more: dict[str, Any] = field(default_factory=dict)
 

@@ -9,14 +9,17 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, datetime
+from typing import TYPE_CHECKING
 
 from spamguard.config import Loaded
 from spamguard.errors import ScoringError
 from spamguard.labels import Labels
-from spamguard.verdict import Verdict
 
 from .batcher import Batcher
 from .journal import Journal
+
+if TYPE_CHECKING:
+    from spamguard.head import Row
 
 EVERY_S = 5.0
 _LONGEST_S = 3600.0
@@ -65,6 +68,7 @@ class Refit:
 
     async def _run(self) -> None:
         while True:
+            await asyncio.sleep(EVERY_S)
             try:
                 await self._turn()
                 self._complaint = ""
@@ -72,7 +76,6 @@ class Refit:
                 if str(error) != self._complaint:
                     self._complaint = str(error)
                     self._journal.write("error", "labels wait", cause=self._complaint)
-            await asyncio.sleep(EVERY_S)
 
     async def _turn(self) -> None:
         """One look at the labels."""
@@ -92,8 +95,11 @@ class Refit:
                 if str(error).startswith("fault"):
                     self._unscorable.add(content)  # the others first, as it may be due to this message
                 raise
+            if verdict.seen is None:
+                self._unscorable.add(content)  # by a scorer that does not tell; a retrain asks its own
+                continue
             self._unscorable.clear()
-            await asyncio.to_thread(self._keep, content, verdict)
+            await asyncio.to_thread(self._keep, content, verdict.encoder, verdict.seen)
 
     async def _refit_if_due(self) -> None:
         changes, news = await asyncio.to_thread(self._changes)
@@ -156,14 +162,12 @@ class Refit:
         with Labels(self._labels_file) as labels:
             return labels.changes()
 
-    def _keep(self, content: str, verdict: Verdict) -> None:
+    def _keep(self, content: str, encoder: str, row: Row) -> None:
         """Keep what the head saw in place of the message."""
         from spamguard.featurestore import FeatureStore  # numpy; not before the port is ours
 
-        if verdict.seen is None:
-            return
-        with FeatureStore(self._features_dir, verdict.encoder) as store, Labels(self._labels_file) as labels:
-            store.put([(content, verdict.seen)])
+        with FeatureStore(self._features_dir, encoder) as store, Labels(self._labels_file) as labels:
+            store.put([(content, row)])
             if forgotten := labels.encoded([content]):
                 store.remove(forgotten)
 

@@ -14,7 +14,7 @@ from tests.servers import Sink, documented, free_ports, needs, private_folder, s
 
 pytestmark = needs(*postfixes.PROGRAMS, *dovecots.PROGRAMS)
 
-FRONT, FRONT_SMTP, FILTER, MAILBOXES, SINK = free_ports(5)
+FRONT, FRONT_SMTP, FILTER, MAILBOXES, IMAP, SINK = free_ports(6)
 PAGE = ("docs/mail-servers.md", "LMTP between Postfix and Dovecot")
 
 LONG = "meeting\n" * 1000  # over the quota of full@example.net
@@ -22,7 +22,7 @@ LONG = "meeting\n" * 1000  # over the quota of full@example.net
 
 @pytest.fixture(scope="module")
 def dovecot() -> Iterator[dovecots.Dovecot]:
-    with dovecots.private_dovecot(MAILBOXES) as instance:
+    with dovecots.private_dovecot(MAILBOXES, IMAP) as instance:
         yield instance
 
 

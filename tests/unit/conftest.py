@@ -1,4 +1,4 @@
-"""What several unit tests share: one tiny encoder, and one head fitted with it on the tiny corpus."""
+"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, and a watched Maildir."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from spamguard import bundle
 from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
-from tests.conftest import LoopThread
-from tests.fakes import FakeNextHop
+from tests.conftest import LoopThread, Running
+from tests.fakes import FakeNextHop, load_fake_scorer
 from tests.held_mail import Store
+from tests.maildirs import Box
 from tests.tiny_bert import save_tiny_bert
 
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
@@ -88,3 +89,19 @@ def hop(store: Store, loop_thread: LoopThread) -> Iterator[Callable[..., FakeNex
     for one in started:
         loop_thread.loop.call_soon_threadsafe(one.release.set)
         loop_thread.run(one.stop())
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path / "mail")
+
+
+@pytest.fixture
+def watch(running_daemon: Callable[..., Running], box: Box) -> Callable[..., Running]:
+    """Start a daemon that watches `box`: `watch(junk=".Spam", other={"policy": {...}})`."""
+
+    def start(other: dict[str, Any] | None = None, load_scorer: Any = load_fake_scorer, **keys: Any) -> Running:
+        table = {"maildirs": [str(box.path)], "quiet_s": 0.2, "rescan_s": 60} | keys
+        return running_daemon(None, load_scorer, **{"listen": {"protocol": "off"}, "watch": table} | (other or {}))
+
+    return start

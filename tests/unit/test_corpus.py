@@ -259,6 +259,16 @@ def test_contradictions_are_left_out_and_listed(tmp_path: Path, table_of: Tabula
     )
 
 
+def test_what_the_user_has_settled_is_read_but_not_listed(tiny: Tiny, tmp_path: Path) -> None:
+    root = tiny_corpus.write_folders(tmp_path / "mail")
+    (root / "spam" / "again.eml").write_bytes(HAM[3])
+    settled = {content_hash(HAM[3]), content_hash(SPAM[4])}
+    with FeatureStore(tmp_path, tiny.encoder.fingerprint) as store:
+        table, complaints = tabulate([root], tiny.encoder, store, settled=settled)
+        assert store.known(sorted(settled)) == settled
+    assert complaints == [] and len(table) == 38 and not settled & set(table["content"])
+
+
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_used(
     tmp_path: Path, table_of: Tabulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +304,10 @@ def test_known_mail_is_not_encoded_again(tiny: Tiny, tmp_path: Path, monkeypatch
 def test_what_is_stored_is_what_the_scorer_sees(tiny: Tiny, tmp_path: Path, table_of: Tabulate) -> None:
     from spamguard.scorer import look, prepare
 
-    table_of(tiny_corpus.write_folders(tmp_path / "mail"))
+    root = tiny_corpus.write_folders(tmp_path / "mail")
+    verdict = Verdict(0.99, Label.SPAM, Cutoffs(0.5, 0.9), {}, (), "encoder", "head")
+    (root / "spam" / "004.eml").write_bytes(headers.stamp(SPAM[4], verdict, "[SPAM] "))  # as a user has it
+    table_of(root)
     seen = look(tiny.encoder, [prepare(tiny.encoder, SPAM[4])])
     with FeatureStore(tmp_path / "features", tiny.encoder.fingerprint) as store:
         row = store.get([content_hash(SPAM[4])])[content_hash(SPAM[4])]

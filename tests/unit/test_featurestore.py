@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spamguard import features, headers, message, wide
-from spamguard.featurestore import KEYS_A_QUERY, FeatureStore, FeatureStoreError, content_hash
+from spamguard.featurestore import KEYS_A_QUERY, FeatureStore, FeatureStoreError, content_hash, remove_everywhere
 from spamguard.head import Row, stack
 from spamguard.verdict import Cutoffs, Label, Verdict
 from spamguard.wide import Counts
@@ -114,6 +114,26 @@ def test_a_row_of_another_version_is_not_found_and_not_lost(
             store.put([("a", a_row(2))])
     with FeatureStore(tmp_path, "print") as store:
         assert_same(store.get(["a"])["a"], a_row(1))
+
+
+def test_what_is_removed_is_gone_from_all_encoders_and_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FeatureStore(tmp_path, "one") as one, FeatureStore(tmp_path, "two") as two:
+        for store in (one, two):
+            store.put([("a", a_row(1)), ("b", a_row(2))])
+        with monkeypatch.context() as patch:
+            patch.setattr(wide, "WIDE_VERSION", 99)
+            with FeatureStore(tmp_path, "one") as other:
+                other.put([("a", a_row(3))])
+        remove_everywhere(tmp_path, ["a", "unknown"])
+        assert one.known(["a", "b"]) == two.known(["a", "b"]) == {"b"}
+        with monkeypatch.context() as patch:
+            patch.setattr(wide, "WIDE_VERSION", 99)
+            with FeatureStore(tmp_path, "one") as other:
+                assert other.known(["a"]) == set()
+        assert_same(one.get(["b"])["b"], a_row(2))
+    remove_everywhere(tmp_path / "nowhere", ["a"])
 
 
 def test_a_put_that_fails_keeps_none_of_its_rows(tmp_path: Path) -> None:

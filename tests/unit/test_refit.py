@@ -137,6 +137,20 @@ def test_without_labels_no_file_is_made(bench: Bench) -> None:
     assert not bench.labels_file.parent.exists() and bench.log == []
 
 
+def test_a_scorer_that_does_not_tell_what_it_saw_is_asked_once(tmp_path: Path) -> None:
+    scorer = FakeScorer()
+    bench = Bench(tmp_path, Config(state_dir=tmp_path / "state"), scorer=scorer)
+    bench.add(Label.SPAM, SPAM[0], SPAM[1])
+
+    async def main() -> None:
+        async with bench.running():
+            await bench.until(lambda: len(scorer.batches) == 2)
+            await asyncio.sleep(0.2)
+
+    asyncio.run(main())
+    assert scorer.batches == [[SPAM[0]], [SPAM[1]]] and len(bench.waiting()) == 2
+
+
 def test_a_fault_keeps_the_mail_and_is_said_once(bench: Bench) -> None:
     bench.add(Label.SPAM, b"X-Fake: raise\n\nx\n")
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spamguard import bundle, features
+from spamguard import bundle, features, headers
 from spamguard.bundle import Bundle
 from spamguard.config import Config, HeadTable
 from spamguard.encoder import TorchEncoder
@@ -96,6 +96,28 @@ def test_batch_equals_singles(scorer: Scorer) -> None:
         assert {r.what: r.logit for r in alone.reasons} == pytest.approx(
             {r.what: r.logit for r in verdict.reasons}, abs=1e-4
         )
+
+
+def test_a_verdict_carries_what_the_head_saw(scorer: Scorer) -> None:
+    mail = [*ODD, *HAM[:5], *SPAM[:5], message("gtube", GTUBE)]
+    batch = [scorer.prepare(raw) for raw in mail]
+    seen = look(scorer.encoder, batch)
+    for i, verdict in enumerate(scorer.score(batch)):
+        assert verdict.seen is not None
+        np.testing.assert_array_equal(verdict.seen.deep, seen.deep[i])
+        np.testing.assert_array_equal(verdict.seen.wide.columns, seen.wide[i].columns)
+        np.testing.assert_array_equal(verdict.seen.wide.counts, seen.wide[i].counts)
+        np.testing.assert_array_equal(verdict.seen.structure, seen.structure[i])
+        assert verdict == replace(verdict, seen=None) and "seen" not in repr(verdict)
+
+
+@pytest.mark.parametrize("raw", [HAM[0], SPAM[0], HTML])
+def test_our_own_marks_are_not_looked_at(scorer: Scorer, raw: bytes) -> None:
+    plain = scorer.prepare(raw)
+    stamped = scorer.prepare(headers.stamp(raw, judge(scorer, SPAM[0]), "[SPAM] "))
+    assert stamped.text == plain.text
+    np.testing.assert_array_equal(stamped.token_ids, plain.token_ids)
+    np.testing.assert_array_equal(stamped.structure, plain.structure)
 
 
 def test_an_empty_batch_is_nothing(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,7 @@ class Filing:
             self._under_way.discard(key)
         if fate is None:
             return
-        label = disposition.verdict.label.value if disposition.verdict else "unscored"
-        self._journal.count(f"{fate}.{label}")
+        self._journal.count(f"{fate}.{disposition.label}")
         spent = round((time.monotonic() - began) * 1000, 1)
         self._note("info", "message", arrival, disposition, fate=fate, total_ms=spent)
 
@@ -115,11 +114,13 @@ class Filing:
 
     def _note(self, level: str, event: str, arrival: Arrival, disposition: Disposition, **more: Any) -> None:
         verdict = disposition.verdict
-        said: dict[str, Any] = {"size": len(arrival.raw), "label": verdict.label.value if verdict else "unscored"}
+        said: dict[str, Any] = {"size": len(arrival.raw), "label": disposition.label}
         if verdict:
             said |= {"p": round(verdict.probability, 4), "head": verdict.head}
         if disposition.failure:
             said["failure"] = disposition.failure
+        if disposition.released:
+            said["released"] = disposition.released
         where = {"maildir": arrival.maildir, "folder": arrival.spot.folder, "name": arrival.spot.unique}
         self._journal.write(level, event, ingress="maildir", **where, content=arrival.content, **said, **more)
 
@@ -225,11 +226,12 @@ class Filing:
 
     def _hold(self, arrival: Arrival, disposition: Disposition) -> str | None:
         about = arrival.box.about(arrival.spot)
+        flags = arrival.spot.flags.partition(",")[0]
         source = Source(
             maildir=arrival.maildir,
             folder=arrival.spot.folder,
             name=arrival.spot.name.partition(":")[0],
-            flags="".join(letter for letter in arrival.spot.flags.partition(",")[0] if letter.isalpha()),
+            flags="".join(letter for letter in flags if letter.isascii() and letter.isalpha()),
             mtime_ns=about.st_mtime_ns,
             mode=stat.S_IMODE(about.st_mode),
         )

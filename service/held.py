@@ -23,7 +23,8 @@ class Source:
     """The place in a Maildir that a message was taken from, and is put back into.
 
     `maildir` is its path, `folder` `INBOX` or a name such as `.Lists`, `name` the base name (what stands before
-    `:`), `flags` the letters behind `:2,`, `mode` the permission bits of the file.
+    `:`), `flags` the letters behind `:2,`, `mode` the bits of the file's permissions (setuid and its like are not put
+    back).
     """
 
     maildir: str
@@ -40,7 +41,7 @@ class Source:
             raise ValueError("it is no place in a Maildir")
         if not self.maildir.startswith("/") or "\0" in self.maildir:
             raise ValueError("a Maildir is named by its whole path")
-        if not (0 <= self.mode <= 0o777 and -(2**63) <= self.mtime_ns < 2**63):
+        if not (0 <= self.mode <= 0o7777 and -(2**63) <= self.mtime_ns < 2**63):
             raise ValueError("such a file cannot be")
 
 

@@ -60,8 +60,7 @@ class Journal:
         verdict = disposition.verdict if disposition else None
         accepted = reply[:1] == b"2"
         fate = disposition.fate.value if disposition and (accepted or disposition.reply) else "refused"
-        released = disposition.released if disposition else None
-        label = verdict.label.value if verdict else "released" if released else "unscored"
+        label = disposition.label if disposition else "unscored"
         self.count(f"{fate}.{label}")
         fields: dict[str, Any] = {"id": message_id, "ingress": ingress, "peer": envelope.peer}
         if self._addresses:
@@ -72,8 +71,8 @@ class Journal:
             fields |= {"p": round(verdict.probability, 4), "head": verdict.head}
         if disposition and disposition.failure:
             fields["failure"] = disposition.failure
-        if released:
-            fields["released"] = released
+        if disposition and disposition.released:
+            fields["released"] = disposition.released
         self.write("info", "message", **fields, fate=fate, reply=reply, **more)
 
     def say(self, text: str) -> None:

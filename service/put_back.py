@@ -59,7 +59,7 @@ def _write(folder: int, place: Source, content: bytes) -> None:
         about = os.fstat(folder)
         if os.geteuid() == 0:
             os.fchown(file.fileno(), about.st_uid, about.st_gid)
-        os.fchmod(file.fileno(), place.mode)
+        os.fchmod(file.fileno(), place.mode & 0o777)
         os.utime(file.fileno(), ns=(place.mtime_ns, place.mtime_ns))
         os.fsync(file.fileno())
 

@@ -36,6 +36,13 @@ class Disposition:
     failure: str | None = None
     released: str | None = None
 
+    @property
+    def label(self) -> str:
+        """The verdict in a word, or why there is none, for logs and counters."""
+        if self.verdict is not None:
+            return self.verdict.label.value
+        return "released" if self.released else "unscored"
+
 
 # What it gets is the message as it came, forged marks included.
 Action = Callable[[bytes, Verdict, PolicyTable], Disposition]

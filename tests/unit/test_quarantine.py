@@ -111,7 +111,7 @@ def test_files_from_before_there_were_watchers_are_read(quarantine):
 @pytest.mark.parametrize(
     "wrong",
     [{"folder": ".."}, {"folder": "Lists"}, {"folder": "./x"}, {"name": "../x"}, {"name": ".x"}, {"name": ""},
-     {"name": "a:2,S"}, {"name": "a\0"}, {"flags": "S/"}, {"maildir": "Maildir"}, {"mode": 0o4755}, {"mode": "x"},
+     {"name": "a:2,S"}, {"name": "a\0"}, {"flags": "S/"}, {"maildir": "Maildir"}, {"mode": 0o10644}, {"mode": "x"},
      {"mtime_ns": 2**63}, {"name": "x" * 256}, {"folder": 7}],
 )  # fmt: skip
 def test_row_20_no_source_leads_out_of_its_maildir(quarantine, wrong):

@@ -59,7 +59,7 @@ def taken(store: Store, tmp_path: Path) -> Callable[..., Source]:
     def take(folder: str = "INBOX", flags: str = "FSa", name: str = "1700000000.M1P2.host,S=90,W=99,U=7") -> Source:
         root = tmp_path / "ann"
         box(root if folder == "INBOX" else root / folder)
-        source = Source(str(root), folder, name, flags, 1_700_000_000_123_456_789, 0o640)
+        source = Source(str(root), folder, name, flags, 1_700_000_000_123_456_789, 0o6640)
         store.quarantine.delete(ID)
         store.hold(RAW.replace(b"\r\n", b"\n"), Envelope(), source)
         return source

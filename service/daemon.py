@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spamguard import __version__
-from spamguard.config import Config, Loaded, NextHopTable, load
+from spamguard.config import Config, NextHopTable
+from spamguard.config_file import Loaded, load
 from spamguard.errors import ConfigError
 from spamguard.policy import Policy
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from spamguard.config import Loaded
+from spamguard.config_file import Loaded
 from spamguard.errors import ScoringError
 from spamguard.labels import Labels
 

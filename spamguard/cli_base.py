@@ -12,7 +12,7 @@ import click
 from .errors import SpamguardError
 
 if TYPE_CHECKING:
-    from .config import Loaded
+    from .config_file import Loaded
 
 ERROR = 2
 # A group of commands without one of them: its help is shown. Before click 8.2 there was no such error.
@@ -57,6 +57,6 @@ def complain(complaints: Iterable[str]) -> None:
 
 
 def load_config(context: click.Context) -> Loaded:
-    from .config import load
+    from .config_file import load
 
     return load(context.obj)

@@ -21,7 +21,8 @@ import pytest
 
 from service.daemon import Daemon
 from service.journal import Journal
-from spamguard.config import Config, Loaded
+from spamguard.config import Config
+from spamguard.config_file import Loaded
 from tests.fakes import FakeNextHop, FakeScorer, load_fake_scorer
 
 T = TypeVar("T")

@@ -229,7 +229,7 @@ class FakeNextHop:
 
 if __name__ == "__main__":
     from service.daemon import run
-    from spamguard.config import load
+    from spamguard.config_file import load
 
     def slow_scorer(config: Config, encoder: object) -> FakeScorer:
         scorer = load_fake_scorer(config, encoder)

@@ -14,7 +14,8 @@ from typing import Any
 
 from service.daemon import run
 from service.pipeline import Pipeline
-from spamguard.config import Config, load
+from spamguard.config import Config
+from spamguard.config_file import load
 
 from .fakes import FakeScorer, load_fake_scorer
 

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from spamguard import bundle
-from spamguard.config import load
+from spamguard.config_file import load
 from spamguard.encoder import load as load_encoder
 from spamguard.features import registrable
 from spamguard.head import Features, logits, probability

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import daemon
-from spamguard import config
-from spamguard.config import Config, Table, load
+from spamguard import config_file
+from spamguard.config import Config, Table
+from spamguard.config_file import load
 from spamguard.errors import ConfigError
 from tests import render_docs
 
@@ -28,7 +29,7 @@ def bare_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "etc" / "spamguard.toml")
+    monkeypatch.setattr(config_file, "SYSTEM_FILE", tmp_path / "etc" / "spamguard.toml")
     return home
 
 
@@ -58,7 +59,7 @@ def test_without_a_file_everything_is_default() -> None:
 
 
 def test_order_of_the_files(tmp_path: Path, bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system = write(config.SYSTEM_FILE, "")
+    system = write(config_file.SYSTEM_FILE, "")
     assert load().file == system
     home = write(bare_home / ".config/spamguard/spamguard.toml", "")
     assert load().file == home
@@ -75,7 +76,7 @@ def test_order_of_the_files(tmp_path: Path, bare_home: Path, monkeypatch: pytest
 def test_a_named_file_that_is_missing_is_an_error_and_no_other_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(config.SYSTEM_FILE, "")
+    write(config_file.SYSTEM_FILE, "")
     monkeypatch.setenv("SPAMGUARD_CONFIG", str(tmp_path / "none.toml"))
     with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
         load()

@@ -12,7 +12,8 @@ import pytest
 
 from spamguard import __version__, features, wide
 from spamguard.cli import main
-from spamguard.config import EncoderTable, load
+from spamguard.config import EncoderTable
+from spamguard.config_file import load
 from training.fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS
 from training.ship import FITTED_ON, NOT_LICENSED, ONLY_MEASURED, PENALTIES
 

@@ -31,7 +31,7 @@ DOORS = {
     "structlog": ("service/",),
     "rich": (CLI, "training/"),
     "selectolax": ("spamguard/html_text.py",),
-    "pydantic": ("spamguard/config.py", "spamguard/bundle.py"),
+    "pydantic": ("spamguard/config.py", "spamguard/config_file.py", "spamguard/bundle.py"),
     "service": ("service/", CLI, "spamguard/cli_quarantine.py"),
     "training": ("training/", CLI),
 }
@@ -127,7 +127,10 @@ def test_the_checker_sees_a_planted_fault(path: str, source: str) -> None:
     [
         ("spamguard/encoder.py", "import torch\nAutoModel.from_pretrained(x, trust_remote_code=False)"),
         ("training/fit.py", "import torch\nimport pandas\nfrom sklearn import metrics\nfrom spamguard import head"),
-        ("service/smtp.py", "from aiosmtpd.smtp import SMTP\nfrom spamguard.config import load\nfrom . import relay"),
+        (
+            "service/smtp.py",
+            "from aiosmtpd.smtp import SMTP\nfrom spamguard.config_file import load\nfrom . import relay",
+        ),
         ("spamguard/cli.py", "import click\nfrom service.daemon import run\nfrom training.retrain import retrain"),
         ("spamguard/head.py", "import numpy as np\nfrom .wide import weigh\nmodel.eval()"),
     ],

@@ -19,7 +19,8 @@ from service.daemon import Daemon
 from service.journal import Journal
 from service.pipeline import Pipeline
 from spamguard.actions import Disposition, Fate
-from spamguard.config import BatchTable, Config, LogTable, PolicyTable, load
+from spamguard.config import BatchTable, Config, LogTable, PolicyTable
+from spamguard.config_file import load
 from spamguard.errors import ConfigError, DeliveryError, ScoringError
 from spamguard.policy import Policy
 from tests.fakes import FakeScorer, load_fake_scorer

@@ -22,7 +22,8 @@ from service.batcher import Batcher
 from service.journal import Journal
 from service.refit import Refit
 from spamguard import bundle, headers
-from spamguard.config import BatchTable, Config, Loaded, LogTable
+from spamguard.config import BatchTable, Config, LogTable
+from spamguard.config_file import Loaded
 from spamguard.featurestore import FeatureStore
 from spamguard.labels import Labels
 from spamguard.scorer import Scorer, look, prepare

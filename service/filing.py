@@ -233,7 +233,7 @@ class Filing:
             name=arrival.spot.name.partition(":")[0],
             flags="".join(letter for letter in flags if letter.isascii() and letter.isalpha()),
             mtime_ns=about.st_mtime_ns,
-            mode=stat.S_IMODE(about.st_mode),
+            mode=stat.S_IMODE(about.st_mode) & 0o777,
         )
         message_id = new_id()
         staged = self._quarantine.stage(message_id, Envelope(), [arrival.raw], disposition.verdict, source)

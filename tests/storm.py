@@ -45,7 +45,7 @@ def _outcome(name: str, scene: Scene, began: float) -> Outcome:
     return Outcome(name, scene, time.monotonic() - began, judge(scene.evidence()))
 
 
-def killed(scene: Scene, kills: int, linger_s: float = 10) -> Outcome:
+def killed(scene: Scene, kills: int, linger_s: float = 20) -> Outcome:
     """A user is at work and the watcher is killed, while mail arrives and is judged, and the user for longer."""
     began = time.monotonic()
     with scene.running():

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from spamguard.featurestore import content_hash
 from spamguard.verdict import Label
@@ -67,6 +68,11 @@ class Evidence:
     lives: Sequence[Life]
     quiet_s: float
     ended: float
+
+    @cached_property
+    def caught_up(self) -> float:
+        """When all was judged; until then a move waits behind mail to be looked at."""
+        return max((row.at for row in self.rows), default=0.0)
 
 
 @dataclass
@@ -255,6 +261,6 @@ def _crossing(before: str, after: str) -> str | None:
 
 
 def _stood(began: float, ended: float, evidence: Evidence) -> bool:
-    """Whether a watcher was there to see it stand still for long enough, from a look of its own on."""
-    needed = evidence.quiet_s + SLACK_S
+    """Whether a watcher was there to see it stand still for long enough, when it had caught up with the mail."""
+    needed, began = evidence.quiet_s + SLACK_S, max(began, evidence.caught_up)
     return any(min(life.ended, ended) - max(life.began, began) >= needed for life in evidence.lives)

@@ -169,9 +169,9 @@ class Scene:
 
     def _waiting(self) -> int:
         """How many lie in an inbox and have not been judged."""
-        known = {base for (base,) in self._select("SELECT base FROM message")}  # up to the size, which may change
+        known = {number_of(str(base)) for (base,) in self._select("SELECT base FROM message")}
         return sum(
-            path.name.partition(",")[0] not in known and number_of(path.name) >= self._old
+            (number := number_of(path.name)) not in known and number >= self._old
             for maildir in MAILDIRS
             for place in ("new", "cur")
             for path in (self.folder / maildir / place).iterdir()

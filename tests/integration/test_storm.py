@@ -20,7 +20,7 @@ def passed(outcome: Outcome) -> Outcome:
 
 
 def test_row_32_every_message_is_judged_once_and_none_harmed_however_often_the_watcher_is_killed(tmp_path):
-    outcome = passed(killed(Scene(tmp_path / "storm", 1500, seed=32, old=30, fsync=True, rescan_s=3), 2, linger_s=5))
+    outcome = passed(killed(Scene(tmp_path / "storm", 1500, seed=32, old=30, fsync=True, rescan_s=3), 2, linger_s=10))
     assert len(outcome.scene.lives) == 3
     assert outcome.judgement.counts["acts of the user"] > 50 and outcome.judgement.counts["labels"]
 

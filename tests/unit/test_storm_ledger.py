@@ -211,6 +211,14 @@ def test_row_32_a_move_that_a_dead_watcher_cannot_have_seen_may_have_a_label_or_
     assert list(world.faults()) == [storm_ledger.WRONG_LABEL]
 
 
+def test_row_32_a_move_while_the_watcher_is_behind_may_have_a_label_or_not(world: World) -> None:
+    world.move(A_HAM, 20, INBOX, JUNK)
+    world.move(A_HAM, 40, JUNK, ARCHIVE)
+    assert list(world.faults()) == [storm_ledger.MISSING_LABEL]
+    world.rows[A_SPAM.number] = replace(world.rows[A_SPAM.number], at=39)
+    assert world.faults() == {}
+
+
 def test_row_32_a_move_before_the_verdict_has_its_own_label_or_none(world: World) -> None:
     world.move(A_HAM, 10.5, INBOX, JUNK)
     for given in (SPAM, HAM, None):

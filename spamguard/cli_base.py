@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .errors import SpamguardError
+from .errors import ConfigError, SpamguardError
 
 if TYPE_CHECKING:
+    from .config import Config
     from .config_file import Loaded
 
 ERROR = 2
@@ -60,3 +61,18 @@ def load_config(context: click.Context) -> Loaded:
     from .config_file import load
 
     return load(context.obj)
+
+
+def as_owner(config: Config) -> Config:
+    """Root becomes, for good, the user to whom the state folder belongs, so that the daemon can use what is written.
+
+    Raises ConfigError where that user cannot enter: systemd keeps the folder of a DynamicUser below one that is shut.
+    """
+    folder = config.state_dir
+    if os.geteuid() == 0 and folder.is_dir() and (about := folder.stat()).st_uid != 0:
+        os.setgroups([about.st_gid])
+        os.setgid(about.st_gid)
+        os.setuid(about.st_uid)
+        if not os.access(folder, os.X_OK):
+            raise ConfigError(f"state_dir: {folder} can be entered by its service only, see docs/quarantine.md")
+    return config

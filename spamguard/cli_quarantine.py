@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
 import time
@@ -12,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .cli_base import ERROR, complain, fail, load_config
+from .cli_base import ERROR, as_owner, complain, fail, load_config
 from .errors import SpamguardError
 from .headers import printable
 
@@ -35,7 +33,7 @@ def quarantine(context: click.Context) -> None:
     """See what is held, release it, delete it.
 
     IDs are those of `list`; the beginning of one will do if it is the only such. As root the commands act as the
-    owner of the quarantine's folder, so that the daemon can use what they write.
+    owner of the state folder, so that the daemon can use what they write.
 
     \b
     spamguard quarantine list --since 2d --to bob@example.net
@@ -83,7 +81,8 @@ def list_(
     from service.item_text import line_of
     from service.quarantine_index import Index
 
-    with _one_line_faults(), Index(_store(load_config(context).config)) as index:
+    _, store = _opened(context)
+    with _one_line_faults(), Index(store) as index:
         items = index.items(since, sender, recipient, score, everything)
     for item in items:
         _say(json.dumps(asdict(item)) if as_json else line_of(item, everything))
@@ -102,7 +101,7 @@ def show(context: click.Context, message_id: str, raw: bool) -> None:
     """
     from service.item_text import page_of
 
-    store = _store(load_config(context).config)
+    _, store = _opened(context)
     with _one_line_faults():
         held = store.open(store.resolve(message_id))
     if raw:
@@ -129,8 +128,8 @@ def release(context: click.Context, message_ids: tuple[str, ...], to: tuple[str,
     from service.release import WayOut
     from service.release import release as run
 
-    config = load_config(context).config
-    store, way_out = _store(config), WayOut(config)
+    config, store = _opened(context)
+    way_out = WayOut(config)
 
     def _release(one: str) -> bool:
         done = asyncio.run(run(store, one, way_out, to))
@@ -152,7 +151,7 @@ def release(context: click.Context, message_ids: tuple[str, ...], to: tuple[str,
 @click.pass_context
 def delete(context: click.Context, message_ids: tuple[str, ...]) -> None:
     """Delete messages for good, held or released, damaged or not."""
-    store = _store(load_config(context).config)
+    _, store = _opened(context)
 
     def _delete(one: str) -> bool:
         store.delete(one)
@@ -171,9 +170,9 @@ def expire(context: click.Context) -> None:
     """
     from service.retention import expire as run
 
-    config = load_config(context).config
+    config, store = _opened(context)
     with _one_line_faults():
-        done = run(_store(config), config.quarantine)
+        done = run(store, config.quarantine)
     _say(f"deleted {done.held} held and {done.released} released messages, {done.size} bytes; {done.left} are left")
     if done.failed:
         fail(f"{done.failed} messages could not be deleted")
@@ -193,8 +192,8 @@ def digest(context: click.Context, recipient: str, to_stdout: bool) -> None:
     from service.reinject import path_of
     from service.release import WayOut, deliver
 
-    config = load_config(context).config
-    store, way_out = _store(config), WayOut(config)
+    config, store = _opened(context)
+    way_out = WayOut(config)
     if path_of(recipient) is None:
         fail(f"--to {printable(recipient, 100)}: is no address")
     with _one_line_faults(), Digests(store) as digests:
@@ -212,22 +211,11 @@ def digest(context: click.Context, recipient: str, to_stdout: bool) -> None:
         digests.tell(recipient, told)
 
 
-def _store(config: Config) -> Quarantine:
+def _opened(context: click.Context) -> tuple[Config, Quarantine]:
     from service.quarantine import Quarantine
 
-    folder = config.quarantine_path
-    _act_as_owner(folder)
-    return Quarantine(folder)
-
-
-def _act_as_owner(folder: Path) -> None:
-    """Root becomes the owner of the folder, for good."""
-    if os.geteuid() == 0 and folder.is_dir():
-        about = folder.stat()
-        if about.st_uid != 0:
-            os.setgroups([about.st_gid])
-            os.setgid(about.st_gid)
-            os.setuid(about.st_uid)
+    config = as_owner(load_config(context).config)
+    return config, Quarantine(config.quarantine_path)
 
 
 def _learn(config: Config, content: bytes, message_id: str) -> None:

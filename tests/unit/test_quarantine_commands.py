@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(run, store):
         )
 
 
-def test_root_acts_as_the_owner_of_the_quarantine(store, hop):
+def test_root_acts_as_the_owner_of_the_state_folder(store, hop):
     if os.geteuid() != 0:
         pytest.skip("not root")
     hop()
@@ -354,6 +354,10 @@ def test_root_acts_as_the_owner_of_the_quarantine(store, hop):
         command = [sys.executable, "-c", code, "--config", str(config), "quarantine", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
+    assert store.state == "released"
+    store.folder.parent.chmod(0o700)  # as systemd shuts /var/lib/private
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "its service only" in done.stderr and done.stderr.count("\n") == 1
     config.unlink()
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in store.folder.rglob("*")}
     assert owners == {(12345, 23456)} and store.config.release_key.exists() and store.config.labels_file.exists()

@@ -18,6 +18,13 @@ from spamguard.config import Config
 from spamguard.errors import DeliveryError, QuarantineError
 from tests.fakes import DROP, END_OF_DATA, FakeNextHop
 from tests.held_mail import CLEAN, ID, RAW
+from tests.unit.test_starttls import Certificates
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
 
 # --- The next hop ---------------------------------------------------------------------------------------------------
 
@@ -49,6 +56,20 @@ def test_only_parameters_that_are_offered_are_said(store, hop):
     assert store.release().state == "released"
     assert behind.messages[0].mail == b"MAIL FROM:<bounce+x@example.org> BODY=8BITMIME"
     assert behind.messages[0].rcpt[0] == b"RCPT TO:<bob@example.net>"
+
+
+@pytest.mark.parametrize("tls", ["verify", "require", "may"])
+def test_it_is_encrypted_as_configured(store, hop, certificates, tls):
+    behind = hop({"tls": tls, "tls_ca": str(certificates.ca), "tls_name": "next.example"}, tls=certificates.server)
+    assert store.release().state == "released"
+    assert b"STARTTLS" in behind.lines and len(behind.messages) == 1
+
+
+def test_a_wrong_certificate_leaves_it_held(store, hop, certificates):
+    behind = hop({"tls": "verify", "tls_ca": str(certificates.ca)}, tls=certificates.server)
+    with pytest.raises(DeliveryError, match="certificate"):
+        store.release()
+    assert (store.state, behind.messages) == ("held", [])
 
 
 def test_the_null_sender_stays_one(store, hop, tmp_path):

@@ -121,6 +121,8 @@ def test_row_20_what_is_no_mail_of_this_maildir_is_left_alone(
     time.sleep(0.5)
     assert [described(path) for path in (*planted, outside)] == before and len(planted) == 2
     assert row(tmp_path, raw) is None and scored(running, raw) == 0
+    judged = [line for line in running.log if line["event"] == "message"]
+    assert {line["label"] for line in judged} == {"spam"} and len(judged) == 2, "only what shows that we live"
     complaints = [line for line in running.log if line["level"] in ("warning", "error")]
     assert len(complaints) <= 2, "each is told of once"
 

@@ -57,7 +57,9 @@ class Life:
 
 @dataclass(frozen=True)
 class Evidence:
-    """`labels` are those of users, by content; `ended` is when all had been quiet for long."""
+    """`labels` are those of users, by content; `lag_s` is how late they came when there were many. At the end all was
+    quiet for long, and no label was outstanding.
+    """
 
     load: Sequence[Mail]
     deliveries: Iterable[Delivery]
@@ -67,7 +69,7 @@ class Evidence:
     labels: Mapping[str, str]
     lives: Sequence[Life]
     quiet_s: float
-    ended: float
+    lag_s: float = 0
 
     @cached_property
     def caught_up(self) -> float:
@@ -243,9 +245,9 @@ def possible_labels(moves: Sequence[Act], row: Row | None, evidence: Evidence) -
         until = moves[number + 1].began if number + 1 < len(moves) else None
         stays = {(side, label) for side, label in possible}
         after = {(_side(move.folder), _crossing(side, _side(move.folder)) or label) for side, label in possible}
-        if _stood(move.ended, until or evidence.ended, evidence):
+        if until is None or _stood(move.ended, until, evidence):
             possible = after
-        elif until is not None and until - move.ended < evidence.quiet_s:
+        elif until - move.ended < evidence.quiet_s:
             possible = stays
         else:
             possible = stays | after
@@ -262,5 +264,5 @@ def _crossing(before: str, after: str) -> str | None:
 
 def _stood(began: float, ended: float, evidence: Evidence) -> bool:
     """Whether a watcher was there to see it stand still for long enough, when it had caught up with the mail."""
-    needed, began = evidence.quiet_s + SLACK_S, max(began, evidence.caught_up)
+    needed, began = evidence.quiet_s + evidence.lag_s + SLACK_S, max(began, evidence.caught_up)
     return any(min(life.ended, ended) - max(life.began, began) >= needed for life in evidence.lives)

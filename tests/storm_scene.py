@@ -55,7 +55,7 @@ class Scene:
         self.lives: list[Life] = []
         self.progress: Progress = lambda judged: None
         self.judged = 0
-        self.began = self.ended = self.labels_late = 0.0
+        self.labels_late = 0.0
         self._seed, self._old, self._messages = seed, old, messages
         self._quiet_s = quiet_s
         self._deliverer = [f"--pause={SHARES / rate}"] if rate else []
@@ -127,7 +127,6 @@ class Scene:
 
     def begin(self, user: bool) -> None:
         """Start those who deliver, and the user."""
-        self.began = time.time()
         for share in range(SHARES):
             numbers = (self._messages, self._seed, self._old, share, SHARES)
             self._spawn("tests.storm_delivery", self.folder, *numbers, *self._deliverer)
@@ -168,7 +167,6 @@ class Scene:
         time.sleep(self._quiet_s + SLACK_S + 1)
         self._all_believed()
         self.labels_late = max([0.0, *(at - stopped for _, _, at in self._given())])
-        self.ended = time.time()
 
     def _all_believed(self) -> None:
         """Labels are written with care, so that many take their time."""
@@ -177,6 +175,8 @@ class Scene:
             if waiting != left:
                 since, left = time.monotonic(), waiting
             time.sleep(0.2)
+        if waiting:
+            self.unmet.append(f"{waiting} moves are neither believed nor dismissed")
 
     def _waiting(self) -> int:
         """How many lie in an inbox and have not been judged."""
@@ -220,7 +220,7 @@ class Scene:
             labels={content: label for content, label, _ in self._given()},
             lives=self.lives,
             quiet_s=self._quiet_s,
-            ended=self.ended,
+            lag_s=self.labels_late,
         )
 
     def _deliveries(self) -> Iterator[Delivery]:

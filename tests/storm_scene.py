@@ -55,7 +55,7 @@ class Scene:
         self.lives: list[Life] = []
         self.progress: Progress = lambda judged: None
         self.judged = 0
-        self.began = self.ended = 0.0
+        self.began = self.ended = self.labels_late = 0.0
         self._seed, self._old, self._messages = seed, old, messages
         self._quiet_s = quiet_s
         self._deliverer = [f"--pause={SHARES / rate}"] if rate else []
@@ -164,8 +164,19 @@ class Scene:
             process.send_signal(signal.SIGTERM)
             if process.wait(60):
                 self.unmet.append("the user failed")
+        stopped = time.time()
         time.sleep(self._quiet_s + SLACK_S + 1)
+        self._all_believed()
+        self.labels_late = max([0.0, *(at - stopped for _, _, at in self._given())])
         self.ended = time.time()
+
+    def _all_believed(self) -> None:
+        """Labels are written with care, so that many take their time."""
+        since, left = time.monotonic(), -1
+        while (waiting := len(self._select("SELECT 1 FROM belief"))) and time.monotonic() < since + STALL_S:
+            if waiting != left:
+                since, left = time.monotonic(), waiting
+            time.sleep(0.2)
 
     def _waiting(self) -> int:
         """How many lie in an inbox and have not been judged."""
@@ -206,7 +217,7 @@ class Scene:
                     "SELECT maildir, content, label, at FROM message WHERE label IS NOT NULL"
                 )
             ],
-            labels=self._labels(),
+            labels={content: label for content, label, _ in self._given()},
             lives=self.lives,
             quiet_s=self._quiet_s,
             ended=self.ended,
@@ -237,9 +248,10 @@ class Scene:
                     status.st_mtime_ns,
                 )
 
-    def _labels(self) -> dict[str, str]:
+    def _given(self) -> list[tuple[str, str, float]]:
+        """Content, label and time of what users are believed to have said."""
         file = self.folder / "state/labels.sqlite3"
         if not file.exists():
-            return {}
+            return []
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as db:
-            return dict(db.execute("SELECT content, label FROM label"))
+            return db.execute("SELECT content, label, at FROM label").fetchall()

@@ -6,6 +6,7 @@ import fcntl
 import html
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,12 +21,13 @@ from spamguard.policy import plain
 
 from .item_text import when
 from .quarantine import Quarantine, read_head, replace_file
-from .quarantine_index import Index, Item
+from .quarantine_index import Index, Item, in_folder
 
 _MOST = 500  # messages in one digest; the others come in the next
 _REASONS = 3
 _CELL = 100  # characters
 _TOLD = "digests.json"
+_LINK = re.compile(r"://|(?<=\bwww)\.|(?<=\bmailto):", re.IGNORECASE)
 
 _HTML = """<html><body style="font-family: sans-serif">
 <p>{intro}</p>
@@ -61,7 +63,14 @@ class Digests:
         """What is held for this recipient, and no digest has told him of; oldest first."""
         told = set(self._told().get(_key(recipient), []))
         with Index(self._quarantine) as index:
-            return [item for item in index.items() if item.id not in told and item.is_for(recipient)]
+            waiting = [item for item in index.items() if item.id not in told and item.is_for(recipient)]
+        return [item for item in waiting if self._is_for(item, recipient)]
+
+    def _is_for(self, item: Item, recipient: str) -> bool:
+        """What the message itself says: nobody shall read another's mail for a fault in the index."""
+        with suppress(QuarantineError):
+            return in_folder(self._quarantine.path(item.id), item.state).is_for(recipient)
+        return False
 
     def tell(self, recipient: str, items: Iterable[Item]) -> None:
         """From the return on he has been told of these. What is not held any more is forgotten."""
@@ -75,9 +84,13 @@ class Digests:
         """Damaged or not there: nobody has been told. It is better to hear of a mail twice than never."""
         with suppress(OSError, ValueError, RecursionError):
             said = json.loads(self._file.read_bytes())
-            if isinstance(said, dict) and all(isinstance(ids, list) for ids in said.values()):
+            if isinstance(said, dict) and all(map(_are_ids, said.values())):
                 return said
         return {}
+
+
+def _are_ids(ids: object) -> bool:
+    return isinstance(ids, list) and all(isinstance(one, str) for one in ids)
 
 
 def new_id() -> str:
@@ -87,8 +100,8 @@ def new_id() -> str:
 def mail(quarantine: Quarantine, waiting: Sequence[Item], recipient: str, hostname: str) -> tuple[bytes, list[Item]]:
     """The digest as text and HTML, and the messages in it, which are the oldest if there are too many.
 
-    It shows no addresses but those in From and Subject of these messages. No link in it can be clicked, nothing is
-    fetched from elsewhere, and nothing of a mail is obeyed.
+    It shows no addresses but those in From and Subject of these messages. What looks like a link is broken up,
+    nothing is fetched from elsewhere, and nothing of a mail is obeyed.
     """
     told = list(waiting[:_MOST])
     count = "one message was" if len(waiting) == 1 else f"{len(waiting)} messages were"
@@ -99,7 +112,7 @@ def mail(quarantine: Quarantine, waiting: Sequence[Item], recipient: str, hostna
     rows = [_cells(item, _reasons(quarantine, item)) for item in told]
     message = EmailMessage(policy=policy.SMTP)
     message.set_content(f"{intro}\n\n" + "\n".join(map(_as_text, rows)) + f"\n{outro}\n", cte="base64")
-    page = _HTML.format(intro=_escaped(intro), outro=_escaped(outro), rows="\n".join(map(_as_html, rows)))
+    page = _HTML.format(intro=html.escape(intro), outro=html.escape(outro), rows="\n".join(map(_as_html, rows)))
     message.add_alternative(page, subtype="html", cte="base64")
     head = [
         f"From: spamguard <postmaster@{hostname}>",
@@ -142,16 +155,12 @@ def _as_text(cells: dict[str, str]) -> str:
 
 
 def _as_html(cells: dict[str, str]) -> str:
-    return "<tr>" + "".join(f"<td>{_escaped(value)}</td>" for value in cells.values()) + "</tr>"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text)
+    return "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in cells.values()) + "</tr>"
 
 
 def _shown(text: str) -> str:
     """Foreign text on one line, without controls; what a mail reader would make a link of is broken up."""
-    return printable(text, _CELL).replace("://", "[:]//").replace("www.", "www[.]")
+    return _LINK.sub(lambda found: f"[{found[0][0]}]{found[0][1:]}", printable(text, _CELL))
 
 
 def _key(recipient: str) -> str:

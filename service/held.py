@@ -73,6 +73,19 @@ def said_of(envelope: Envelope, verdict: Verdict | None, source: Source | None) 
     }
 
 
+def check(said: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError, AttributeError or ValueError if it is not what said_of() made."""
+    verdict = said["verdict"]
+    good = isinstance(said["size"], int) and isinstance(said["peer"], str) and isinstance(said["extended"], bool)
+    if verdict is not None:
+        good = good and isinstance(verdict["label"], str) and verdict["label"].isascii()
+        good = good and isinstance(verdict["probability"], float | int)
+        for reason in verdict["reasons"]:
+            good = good and isinstance(reason["what"], str) and isinstance(reason["logit"], float | int)
+    if not good:
+        raise TypeError("it is not what we wrote")
+
+
 def envelope_in(said: dict[str, Any]) -> Envelope:
     """Raises KeyError, TypeError, AttributeError or ValueError if it is not what said_of() made."""
     return Envelope(

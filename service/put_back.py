@@ -1,4 +1,4 @@
-"""A message back into a folder of a Maildir, as it lay there: name, flags, time and mode; a second time is none."""
+"""A message back into a folder of a Maildir, as it lay there: name, flags, time, mode; once, while it lies there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .maildir import unique_name
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_LONGEST = 255
 _UNIQUE = re.compile(r"[^,]*")
 
 
@@ -26,7 +27,10 @@ def free_place(wanted: Source, size: int) -> Source:
     """
     with _folders(wanted) as folders:
         for unique in (_UNIQUE.match(wanted.name)[0], unique_name()):  # type: ignore[index]
-            place = replace(wanted, name=f"{unique},S={size}")
+            name = f"{unique},S={size}"
+            if len(os.fsencode(name)) + len(":2,") + len(wanted.flags) > _LONGEST:
+                continue
+            place = replace(wanted, name=name)
             if not _is_there(folders, place.name):
                 return place
     raise FileExistsError(f"{wanted.maildir}: no name is free")
@@ -37,11 +41,11 @@ def put_back(place: Source, content: bytes) -> None:
     attempt: free_place() has found it free. Raises OSError, and then nothing is left behind.
     """
     with _folders(place) as folders:
-        if _is_there(folders, place.name):
-            return
         tmp = folders["tmp"]
         with suppress(FileNotFoundError):
             os.unlink(place.name, dir_fd=tmp)  # What an attempt has left that was killed.
+        if _is_there(folders, place.name):
+            return
         try:
             _write(tmp, place, content)
             folder, name = ("cur", f"{place.name}:2,{place.flags}") if place.flags else ("new", place.name)

@@ -22,7 +22,7 @@ from spamguard.errors import QuarantineError
 from spamguard.verdict import Verdict
 
 from .envelope import Envelope
-from .held import VERSION, Held, Source, envelope_in, said_of, source_in
+from .held import VERSION, Held, Source, check, envelope_in, said_of, source_in
 from .maildir import sync_folder
 
 HELD, RELEASED = STATES = ("held", "released")
@@ -52,7 +52,10 @@ class Staged:
 
     def discard(self) -> None:
         """Forget it; after commit() this does nothing. What cannot be removed now is a leftover."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        gone = self.temporary.with_name(f"{self.temporary.name}.{secrets.token_hex(8)}")
+        with suppress(OSError):
+            self.temporary.rename(gone)  # so that a commit() in another thread takes all of it or nothing
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 class Quarantine:
@@ -72,7 +75,13 @@ class Quarantine:
         for left in self._tmp.iterdir():
             with suppress(FileNotFoundError):  # Another is at work.
                 if left.lstat().st_mtime < time.time() - _LEFTOVER_S:
-                    _remove(left)
+                    self._out_of_the_way(left)
+
+    def _out_of_the_way(self, left: Path) -> None:
+        """Remove a leftover. Should it be wanted still, as a clock has jumped, its commit() fails as a whole."""
+        gone = self._tmp / f"{left.name[:64]}.{secrets.token_hex(8)}"
+        left.rename(gone)
+        _remove(gone)
 
     def _create_folders(self) -> None:
         for missing in (self.folder, self._tmp, self._held, self.folder / RELEASED):
@@ -121,8 +130,8 @@ class Quarantine:
 
     def resolve(self, text: str) -> str:
         """The id that is, or that alone begins with, `text`. Raises QuarantineError, OSError."""
-        there = self.states()
-        begun = [_checked(text)] if text in there else [one for one in there if one.startswith(_checked(text))]
+        there, text = self.states(), _checked(text)
+        begun = [text] if text in there else [one for one in there if one.startswith(text)]
         if len(begun) != 1:
             what = f"{len(begun)} messages have such an id, say more of it" if begun else "no such message"
             raise QuarantineError(f"{text}: {what}")
@@ -188,7 +197,7 @@ def read(folder: Path) -> Held:
     with _opened(folder) as descriptor:
         said = _said(descriptor, folder.name)
         with _file(descriptor, _MESSAGE, said["size"]) as file:
-            content = file.read(said["size"] + 1)
+            content = file.read()  # at most `size`, or it would not be open
         if len(content) != said["size"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
             raise ValueError("its bytes have changed")
         return Held(folder.name, said["received"], envelope_in(said), said["verdict"], source_in(said), content)
@@ -227,6 +236,7 @@ def _said(folder: int, message_id: str) -> dict[str, Any]:
     if not isinstance(said["received"], float) or not math.isfinite(said["received"]):
         raise TypeError("it has no time")
     assert isinstance(said, dict)
+    check(said)
     return said
 
 
@@ -235,19 +245,25 @@ def _file(folder: int, name: str, limit: int) -> Iterator[BinaryIO]:
     """A file of a folder that is open, and no link, device or pipe, nor larger than the limit."""
     # Without O_NONBLOCK the opening of a pipe would wait for a writer.
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    with open(descriptor, "rb") as file:  # noqa: PTH123
+    try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
             raise ValueError(f"{name} is not what we wrote")
-        yield file
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in the place of another, at once or not at all. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    _write(temporary, [content])
-    temporary.rename(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        _write(temporary, [content])
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -75,8 +75,7 @@ class Index:
             except sqlite3.OperationalError:
                 raise  # It is locked, or the disk is full or read-only: nothing is wrong with what is in it.
             except sqlite3.DatabaseError:
-                for end in ("", "-wal", "-shm"):
-                    self._file.with_name(self._file.name + end).unlink(missing_ok=True)
+                self._discard_file()
                 self._open(self._file)
         except (sqlite3.Error, OSError):
             self._open(None)
@@ -153,6 +152,22 @@ class Index:
         With `released` what has been released too. What is damaged has no addresses and no score to go by, and is
         left out where they are asked for.
         """
+        try:
+            return self._items(since, sender, recipient, score, released)
+        except (sqlite3.Error, ValueError, TypeError):
+            self.__exit__()  # What is in the file is damaged: the messages themselves say it again.
+            self._discard_file()
+            self._open(None)
+            return self._items(since, sender, recipient, score, released)
+
+    def _discard_file(self) -> None:
+        with suppress(OSError):
+            for end in ("", "-wal", "-shm"):
+                self._file.with_name(self._file.name + end).unlink(missing_ok=True)
+
+    def _items(
+        self, since: float | None, sender: str, recipient: str, score: float | None, released: bool
+    ) -> list[Item]:
         found = self._database.execute(
             "SELECT * FROM items WHERE (? OR state = ?) AND received >= ? AND (? IS NULL OR score >= ?)"
             " AND (NOT ? OR mentions(json_array(sender, header_from), ?)) AND (NOT ? OR mentions(recipients, ?))"
@@ -168,6 +183,15 @@ class Index:
 def _item(*row: Any) -> Item:
     message_id, state, received, source, sender, recipients, *rest = row
     return Item(message_id, state, received, source, sender, tuple(json.loads(recipients)), *rest)
+
+
+def in_folder(folder: Path, state: str) -> Item:
+    """A message as its folder says, past the index. Raises QuarantineError if it is damaged."""
+    said, head = read_head(folder, _HEAD)
+    try:
+        return _item(*_row(said, state, head))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise QuarantineError(f"{folder.name}: damaged: {error!r}") from error
 
 
 class _Transaction:
@@ -216,8 +240,9 @@ def noted_addresses(head: bytes) -> tuple[str, list[str]]:
             break
         if name == b"return-path":
             sender = sender or address
-        elif name in (b"delivered-to", b"x-original-to") and address and address not in recipients:
-            recipients.append(address)
+        elif name in (b"delivered-to", b"x-original-to", b"envelope-to"):
+            found = [one.strip(" <>") for one in address.split(",")] if name == b"envelope-to" else [address]
+            recipients += [one for one in dict.fromkeys(found) if one and one not in recipients]
     return sender, recipients
 
 

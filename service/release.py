@@ -1,7 +1,7 @@
 """Release: a held message goes on, past the filter and marked; what has been done already is not done twice.
 
-Beside the message `release.json` notes, before each step that could be repeated, what a second attempt must know:
-which recipients have it, or in which place of which Maildir it is going to lie.
+Beside the message `release.json` notes what a second attempt must know: in which place of which Maildir it is going
+to lie, or which recipients have it. Killed between the next hop's 250 and that note, it goes to them again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from spamguard import headers, released
 from spamguard.config import INBOX, Config
 from spamguard.errors import DeliveryError, QuarantineError
 
+from .content import normalised
 from .envelope import Envelope
 from .envelope import Path as Mailbox
 from .held import Held, Source
@@ -56,6 +57,8 @@ class WayOut:
         self.hostname = config.listen.hostname or socket.gethostname()
         self.key_file = config.release_key
         self.next_hop: NextHop | None = None
+        self.receives = config.listen.protocol != "off"
+        """Whether somebody reads that Maildir."""
         self._maildir = Maildir(config.maildir_path, "")
         if config.next_hop.exists:
             self.next_hop = NextHop(config.next_hop, self.hostname, tls_context(config.next_hop))
@@ -79,6 +82,8 @@ async def release(quarantine: Quarantine, message_id: str, way_out: WayOut, to: 
     with quarantine.locked(message_id) as folder:
         held = read(folder)
         if folder.parent.name == RELEASED:
+            if to:
+                raise QuarantineError(f"{message_id}: was released already; `show --raw` gives the message")
             return Outcome(message_id, "already", held.content)
         progress = _Progress(folder / _PROGRESS)
         if held.source and not to:
@@ -106,11 +111,18 @@ async def _send(held: Held, envelope: Envelope, progress: _Progress, way_out: Wa
         raise QuarantineError(f"{held.id}: its envelope names no recipient; say one with --to")
     if not places:
         return []
-    replies = await send(way_out.next_hop, held.id, missing, way_out.signed(held.content, held.id))
+    progress.write()  # Where nothing can be noted, as the disk is full, nothing is sent either.
+    content, _ = normalised(held.content)
+    replies = await send(way_out.next_hop, held.id, missing, way_out.signed(content, held.id))
     answered = list(zip(map(_text, missing.recipients), replies, strict=True))
     if taken := [one for one, reply in answered if reply.startswith(b"2")]:
         progress.taken += taken
-        progress.write()
+        try:
+            progress.write()
+        except OSError:
+            if len(taken) < len(answered):
+                raise
+            # All have it: settle() says so, without a new file.
     return [(one, reply) for one, reply in answered if not reply.startswith(b"2")]
 
 
@@ -177,6 +189,8 @@ async def deliver(way_out: WayOut, message_id: str, recipient: str, raw: bytes) 
     """A mail of our own, such as a digest, from nobody so that nothing comes back. Raises DeliveryError, OSError."""
     signed = way_out.signed(raw, message_id)
     if way_out.next_hop is None:
+        if not way_out.receives:
+            raise QuarantineError("there is no way to send a digest without next_hop; --print writes it")
         content = signed.replace(b"\r\n", b"\n")
         return put_back(free_place(way_out.inbox(), len(content)), content)
     path = path_of(recipient)

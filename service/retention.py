@@ -18,6 +18,7 @@ from .quarantine_index import Index, Item
 _DAY_S = 86_400
 _MOST_PASSED_S = 2 * _DAY_S
 _FIRST_S, _EVERY_S = 60, 3600
+_SET_S = 1_750_000_000  # A clock that says less (June 2025) has not been set yet.
 
 
 @dataclass(slots=True)
@@ -76,8 +77,13 @@ def _clock(file: Path, now: float) -> float:
     """The time to count ages from. A run sees two days pass at most since the run before, whatever the clock says:
     one that is years ahead would empty the quarantine at once. So runs should be daily at least.
     """
+    if now < _SET_S:
+        return now
     with suppress(OSError, ValueError):
-        now = min(now, float(file.read_text()) + _MOST_PASSED_S)
+        before = float(file.read_text())
+        if now < before:  # Put back, or not set yet: what is noted must not go back with it for long.
+            return now
+        now = min(now, before + _MOST_PASSED_S)
     with suppress(OSError):  # The disk may be full, and then there is all the more to delete.
         replace_file(file, repr(now).encode())
     return now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -70,7 +71,10 @@ def as_owner(config: Config) -> Config:
     """
     folder = config.state_dir
     if os.geteuid() == 0 and folder.is_dir() and (about := folder.stat()).st_uid != 0:
-        os.setgroups([about.st_gid])
+        try:
+            os.initgroups(pwd.getpwuid(about.st_uid).pw_name, about.st_gid)
+        except KeyError:  # a user without a name
+            os.setgroups([about.st_gid])
         os.setgid(about.st_gid)
         os.setuid(about.st_uid)
         if not os.access(folder, os.X_OK):

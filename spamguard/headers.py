@@ -110,6 +110,11 @@ def fields(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield field[1].lower(), b" ".join(field[0].partition(b":")[2].split())
 
 
+def raw_fields(raw: bytes, name: bytes) -> Iterator[bytes]:
+    """The fields of this name in the top header block, with their folds as they stand."""
+    return (field[0] for field in _fields(raw) if field[1].lower() == name)
+
+
 def body_start(raw: bytes) -> int:
     """Where the body begins, behind the empty line that ends the header block if there is one."""
     stop = _after_mbox_line(raw, 0)

@@ -1,9 +1,10 @@
 """The mark of a message that was released from the quarantine: only who has the key can make it, for one message.
 
 The mark is `X-Spamguard-Released: id=...; t=...; h=...; mac=...`. `mac` is an HMAC-SHA256 (RFC 2104) over id, time,
-body, and the fields that tell who says what to whom: taken to another message it is worth nothing. What servers add
-on the way does not count; of the fields that they add where they are missing, `h` names the ones that were there. A
-server that rewrites content (8bit to quoted-printable, say) breaks the mark; then the mail is judged again.
+body, and the fields that tell who says what to whom: taken to another message it is worth nothing. (Whoever has a
+released message may send that very message on, for a week.) What servers add on the way does not count; of the fields
+that they add where they are missing, `h` names the ones that were there. A server that rewrites content (8bit to
+quoted-printable, say) breaks the mark; then the mail is judged again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ KEY_BYTES = 32
 _MARK = re.compile(r"id=([0-9a-f]{8,64}); t=([0-9]{1,12}); h=([a-z:-]*); mac=([0-9a-f]{64})")
 # Missing fields that a server may add, as Postfix does for mail from its own addresses.
 _ADDED = (b"date", b"from", b"message-id", b"to")
-_COVERED = (*_ADDED, b"cc", b"content-transfer-encoding", b"content-type", b"reply-to", b"subject")
+_COVERED = (
+    *(*_ADDED, b"cc", b"reply-to", b"sender", b"resent-from", b"subject", b"list-unsubscribe"),
+    *(b"mime-version", b"content-disposition", b"content-transfer-encoding", b"content-type"),
+)
+_FOLD = re.compile(rb"\r?\n")
 
 
 class KeyFileError(SpamguardError):
@@ -74,11 +79,14 @@ def stamped(raw: bytes, key_file: Path, rest: Callable[[], bytes] | None = None)
 def _mac(clean: bytes, rest: bytes, message_id: str, stamp: int, names: str, key: bytes) -> str:
     body = (clean[headers.body_start(clean) :] + rest).replace(b"\r\n", b"\n").rstrip(b"\n")
     named = names.encode().split(b":")
+    top = list(headers.fields(clean))
     # No value holds a line end, so that nothing can be read in two ways.
     said = [b"spamguard released 1", message_id.encode(), b"%d" % stamp, names.encode()]
     for name in _COVERED:
         if name in named or name not in _ADDED:
-            said += [name + b":" + value for found, value in headers.fields(clean) if found == name]
+            said += [name + b":" + value for found, value in top if found == name]
+    # Blanks count in a boundary: with other ones another text would be seen.
+    said += [_FOLD.sub(b"", field).strip() for field in headers.raw_fields(clean, b"content-type")]
     said.append(hashlib.sha256(body).hexdigest().encode())
     return hmac.new(key, b"\n".join(said), hashlib.sha256).hexdigest()
 

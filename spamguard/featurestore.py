@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import features, message, wide
+from . import features, message, wal, wide
 from .errors import SpamguardError
 from .head import Row
 from .headers import content_hash as content_hash  # the key of every row
@@ -23,6 +23,14 @@ from .wide import Counts
 
 # SQLite's default limit on variables of one statement is 32,766; far fewer keep the statements small.
 KEYS_A_QUERY = 500
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS row (
+    content TEXT, version TEXT, deep BLOB NOT NULL, columns BLOB NOT NULL, counts BLOB NOT NULL,
+    structure BLOB NOT NULL, PRIMARY KEY (content, version)
+) WITHOUT ROWID;
+"""
 
 
 class FeatureStoreError(SpamguardError):
@@ -38,14 +46,9 @@ class FeatureStore:
         self._version = _inputs_version()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(self.file, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db = sqlite3.connect(self.file, timeout=wal.BUSY_S, isolation_level=None)
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS row (content TEXT, version TEXT, deep BLOB NOT NULL,"
-                " columns BLOB NOT NULL, counts BLOB NOT NULL, structure BLOB NOT NULL,"
-                " PRIMARY KEY (content, version)) WITHOUT ROWID"
-            )
+            wal.set_up(self._db, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise FeatureStoreError(f"{self.file}: {error}") from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import headers
+from . import headers, wal
 from .errors import SpamguardError
 from .headers import content_hash, printable
 from .verdict import Label
@@ -28,7 +28,6 @@ FOLDER = "folder"  # a retrain found it there
 LEAST_OF_AN_ID = 8
 _ID = re.compile(rf"[0-9a-f]{{{LEAST_OF_AN_ID},64}}")
 _WHERE = 1000  # characters
-_BUSY_S = 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS label (
@@ -69,14 +68,14 @@ class Labels:
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None)
+            self._db = sqlite3.connect(file, timeout=wal.BUSY_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise self._error(error) from error
         try:
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute("PRAGMA synchronous = FULL")  # a user's word, once taken, is not lost with the power
             self._db.execute("PRAGMA temp_store = MEMORY")  # what VACUUM copies stays out of /var/tmp
-            self._set_up()
+            wal.set_up(self._db, _SCHEMA)
         except sqlite3.Error as error:
             self._db.close()
             raise self._error(error) from error
@@ -210,20 +209,6 @@ class Labels:
 
     def _count(self, name: str, value: int) -> None:
         self._db.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
-
-    def _set_up(self) -> None:
-        """Make what is missing. SQLite does not wait here, so two who make the file at once try again."""
-        until = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                if self._db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0] < 3:
-                    self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
 
     def _wipe(self) -> None:
         """Leave nothing of what was deleted: pages that were divided or joined keep copies of it, and the journal

@@ -340,3 +340,24 @@ def test_row_20_what_is_not_as_we_wrote_it_is_not_opened(tmp_path, quarantine, d
 def test_what_is_not_there_is_one_line(quarantine):
     with pytest.raises(QuarantineError, match=f"^{ID}: no such message$"):
         quarantine.open(ID)
+
+
+def test_what_is_taken_for_a_leftover_while_it_is_written_is_not_half_held(quarantine: Quarantine) -> None:
+    """A clock has jumped a day ahead, and the hourly expiry cleans up; the sender hears 451 and comes again."""
+    staged = quarantine.stage("ab" * 10, Envelope(), [b"x"], None)
+    os.utime(staged.temporary, (1, 1))
+    quarantine.create()
+    with pytest.raises(OSError):
+        staged.commit()
+    assert "ab" * 10 not in quarantine.states()
+
+
+def test_a_folder_in_the_place_of_a_file_leaks_no_descriptor(quarantine: Quarantine) -> None:
+    folder = hold(quarantine, "cd" * 10)
+    (folder / "envelope.json").unlink()
+    (folder / "envelope.json").mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(QuarantineError, match="damaged"):
+            quarantine.open("cd" * 10)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1

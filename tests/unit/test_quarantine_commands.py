@@ -308,9 +308,16 @@ def test_row_31_release_on_a_full_disk_is_one_line_and_it_is_still_held(run, sto
 
     monkeypatch.setattr(Path, "rename", full)
     assert_one_line(run("release", ID), "No space left on device")
-    assert store.state == "held" and len(behind.messages) == 1
+    assert store.state == "held" and behind.messages == []
     monkeypatch.undo()
+    assert run("release", ID).exit_code == 0 and len(behind.messages) == 1
+
+
+def test_released_mail_is_not_silently_kept_from_others(run, store, hop):
+    behind = hop()
     assert run("release", ID).exit_code == 0
+    assert_one_line(run("release", ID, "--to", "carol@example.net"), "was released already")
+    assert len(behind.messages) == 1
 
 
 def test_delete_several(run, store):

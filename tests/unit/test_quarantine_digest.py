@@ -6,9 +6,11 @@ import email
 import json
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from email import policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -281,3 +283,13 @@ def test_row_31_a_full_disk_tells_it_again(run, store, monkeypatch):
     monkeypatch.undo()
     assert A in read(run("bob@x", "--print").stdout_bytes)[1]
     assert os.listdir(store.quarantine.folder / "tmp") == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize("said", ['["eve@example.net"]', "not json", '"x"'])
+def test_row_23_a_damaged_index_shows_nobody_anothers_mail(store: Store, said: str) -> None:
+    hold(store, A, "bob@example.net")
+    with digest.Digests(store.quarantine) as digests:
+        assert [item.id for item in digests.waiting("bob@example.net")] == [A]
+        with closing(sqlite3.connect(store.quarantine.folder / "index.sqlite3")) as database, database:
+            database.execute("UPDATE items SET recipients = ?", (said,))
+        assert digests.waiting("eve@example.net") == []

@@ -262,3 +262,13 @@ def test_filter_passes_what_was_released(tmp_path):
     assert (done.exit_code, done.stdout_bytes) == (0, mine)
     other = CliRunner().invoke(main, ["--config", str(file), "filter"], input=sign(MAIL, ID, OTHER))
     assert other.exit_code == 2 and "none-such" in other.stderr
+
+
+def test_a_blank_less_in_a_boundary_is_another_message():
+    """The same body, and another part of it would be shown."""
+    body = b"--b 1\r\n\r\nBUY\r\n--b 1--\r\n--b  1\r\n\r\nminutes\r\n--b  1--\r\n"
+    head = b'From: a@x\r\nContent-Type: multipart/mixed;\r\n boundary="b  1"\r\n\r\n'
+    signed = sign(head + body, ID, KEY, NOW)
+    assert ours(signed) == ID
+    assert ours(signed.replace(b'"b  1"', b'"b 1"')) is None
+    assert ours(b"List-Unsubscribe: <http://evil.example>\r\n" + signed) is None

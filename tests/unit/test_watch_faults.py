@@ -101,6 +101,27 @@ def test_held_mail_that_cannot_be_removed_is_held_once_and_removed_when_it_can(
     assert len(store.states()) == 1 and scored(running, raw) == 1
 
 
+@pytest.mark.parametrize("policy", ["quarantine", "tag"])
+def test_row_31_on_a_full_disk_the_mail_stays_where_it_is(
+    watch: Start, box: Box, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Whether it shall be held, or replaced by a tagged copy; and it goes when there is room again."""
+    writes = (Quarantine, "stage") if policy == "quarantine" else (Mailbox, "write")
+    original = getattr(*writes)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*writes, full)
+    running, raw = watch({"policy": {"spam": policy}}, tag=True, rescan_s=0.2), spam()
+    name = box.deliver(raw)
+    soon(lambda: [line for line in running.log if line["event"] == "mail stays where it is"])
+    assert box.files() == {f"new/{name}": raw}
+    monkeypatch.setattr(*writes, original)
+    soon(lambda: f"new/{name}" not in box.files())
+    assert len(box.files()) == (policy == "tag")
+
+
 def test_an_end_that_could_not_be_noted_is_noted_later(
     watch: Start, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,9 +81,11 @@ def _socket(path: Path, _: Path) -> None:
 
 
 def _huge(path: Path, _: Path) -> None:
-    with path.open("wb") as file:
+    temporary = path.parents[1] / "tmp" / path.name
+    with temporary.open("wb") as file:
         file.write(b"Subject: pills\n\nviagra\n")
         file.truncate(2**40)
+    temporary.rename(path)
 
 
 def _folder(path: Path, _: Path) -> None:

@@ -51,28 +51,25 @@ class Moves:
 
     def arrived(self, box: Mailbox, known: Known, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """A message that we know lies where it did not, and it was not we who put it there."""
-        maildir = str(box.path)
-        self._sightings.arrived(maildir, known.content, spot, stamp, keyword)
-        if known.target == f"{spot.folder_text}/{spot.unique}" and known.state in ("moving", "tagging"):
-            return  # That it was we who put it there is only not noted yet.
-        now = self.side(spot.folder)
-        if now in (known.side, TRASH):
-            self._sightings.dismiss(maildir, known.content, "moved")
-        else:
-            self._expect(maildir, known.content, _LABEL[now], "moved")
+        maildir, now = str(box.path), self.side(spot.folder)
+        expect: tuple[Belief, float] | None = None
+        ours = known.target == f"{spot.folder_text}/{spot.unique}" and known.state in ("moving", "tagging")
+        if not ours and now not in (known.side, TRASH):  # If ours, that is only not noted yet.
+            expect = self._later(Belief(maildir, known.content, _LABEL[now], "moved"))
+        dismiss = "moved" if expect is None and not ours else None
+        self._sightings.arrived(maildir, known.content, spot, stamp, keyword, expect=expect, dismiss=dismiss)
 
     def flagged(self, box: Mailbox, place: Place, spot: Spot, keyword: Label | None) -> None:
         """The keyword of a message has changed."""
         maildir = str(box.path)
-        self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword)
-        if keyword is None:
-            self._sightings.dismiss(maildir, place.content, "keyword")
-        elif self.side(spot.folder) != TRASH:
-            self._expect(maildir, place.content, keyword, "keyword")
+        expect: tuple[Belief, float] | None = None
+        if keyword is not None and self.side(spot.folder) != TRASH:
+            expect = self._later(Belief(maildir, place.content, keyword, "keyword"))
+        dismiss = "keyword" if keyword is None else None
+        self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword, expect=expect, dismiss=dismiss)
 
-    def _expect(self, maildir: str, content: str, label: Label, source: str) -> None:
-        belief = Belief(maildir, content, label, source)
-        self._sightings.expect(belief, time.time() + self._table.quiet_s)
+    def _later(self, belief: Belief) -> tuple[Belief, float]:
+        return belief, time.time() + self._table.quiet_s
 
     def settle(self) -> None:
         """Make labels of what has stayed long enough, so many at a time. What cannot be written waits.
@@ -104,7 +101,7 @@ class Moves:
         except Refused:
             raw = None
         if spot is None or raw is None:
-            self._sightings.dismiss(belief.maildir, belief.content, belief.source)
+            self._sightings.dismiss(belief)
             return
         labels.add(raw, belief.label, belief.source, f"{belief.maildir}/{spot.folder}")
         now = self.side(spot.folder)

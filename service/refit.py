@@ -138,7 +138,7 @@ class Refit:
         )
         try:
             with suppress(OSError):  # a sandbox may forbid it, or the process may be over
-                os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+                os.setpriority(os.PRIO_PROCESS, process.pid, min(19, os.nice(0) + _NICE))
             async with asyncio.timeout(_LONGEST_S):
                 written = await _last_bytes(process)
                 code = await process.wait()

@@ -222,10 +222,31 @@ class Sightings:
             ).fetchall()
         return [(row[0], Known(*row[1:])) for row in rows]
 
-    def arrived(self, maildir: str, content: str, spot: Spot, stamp: str, keyword: Label | None) -> None:
-        """Note that a known message lies here as well, or with another keyword."""
+    def arrived(
+        self,
+        maildir: str,
+        content: str,
+        spot: Spot,
+        stamp: str,
+        keyword: Label | None,
+        *,
+        expect: tuple[Belief, float] | None = None,
+        dismiss: str | None = None,
+    ) -> None:
+        """Note that a known message lies here as well, or with another keyword, and with it what that says.
+
+        `expect`: the user seems to have said this, to be believed at that time unless he changes his mind.
+        `dismiss`: what he seemed to have said in this way he has taken back.
+        """
         with self._transaction() as db:
             self._put(db, maildir, spot, content, stamp, keyword)
+            if dismiss is not None:
+                query = "DELETE FROM belief WHERE maildir = ? AND content = ? AND source = ?"
+                db.execute(query, (maildir, content, dismiss))
+            if expect is not None:
+                belief, due = expect
+                row = (maildir, content, belief.label.value, belief.source, due)
+                db.execute("INSERT OR REPLACE INTO belief VALUES (?, ?, ?, ?, ?)", row)
 
     def reconcile(self, maildir: str, folder: str, look: Callable[[], Iterable[Spot]]) -> list[Spot]:
         """Forget the places in this folder where nothing lies any more; return what is not known to lie here.
@@ -270,17 +291,10 @@ class Sightings:
             query = "SELECT folder, base FROM place WHERE maildir = ? AND content = ?"
             return list(db.execute(query, (maildir, content)))
 
-    def expect(self, belief: Belief, due: float) -> None:
-        """The user seems to have said this; believe it when `due`, unless he changes his mind."""
+    def dismiss(self, belief: Belief) -> None:
+        """It was not so. (What the user has said since stays.)"""
         with self._transaction() as db:
-            row = (belief.maildir, belief.content, belief.label.value, belief.source, due)
-            db.execute("INSERT OR REPLACE INTO belief VALUES (?, ?, ?, ?, ?)", row)
-
-    def dismiss(self, maildir: str, content: str, source: str) -> None:
-        """What the user seemed to say in this way he has taken back."""
-        with self._transaction() as db:
-            query = "DELETE FROM belief WHERE maildir = ? AND content = ? AND source = ?"
-            db.execute(query, (maildir, content, source))
+            self._drop(db, belief)
 
     def dismiss_moves(self, maildir: str) -> None:
         """No move in this Maildir that is not believed yet was a word of the user."""
@@ -299,10 +313,10 @@ class Sightings:
     def settle(self, belief: Belief, side: str | None) -> None:
         """It has become a label; `side` is where the message now lies for good, None if it has not moved."""
         with self._transaction() as db:
-            key = (belief.maildir, belief.content)
             if side is not None:
-                db.execute("UPDATE message SET side = ? WHERE maildir = ? AND content = ?", (side, *key))
-            db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", key)
+                row = (side, belief.maildir, belief.content)
+                db.execute("UPDATE message SET side = ? WHERE maildir = ? AND content = ?", row)
+            self._drop(db, belief)
 
     def prune(self) -> None:
         """Forget what has long been in no folder."""
@@ -314,6 +328,10 @@ class Sightings:
             db.execute(f"UPDATE message SET gone_at = NULL WHERE gone_at IS NOT NULL AND {here}")  # noqa: S608
             db.execute(f"DELETE FROM message WHERE gone_at < ? AND NOT {here}", (now - _KEPT_S,))  # noqa: S608
             db.execute(f"UPDATE message SET gone_at = ? WHERE gone_at IS NULL AND NOT {here}", (now,))  # noqa: S608
+
+    def _drop(self, db: sqlite3.Connection, belief: Belief) -> None:
+        row = (belief.maildir, belief.content, belief.label.value, belief.source)
+        db.execute("DELETE FROM belief WHERE maildir = ? AND content = ? AND label = ? AND source = ?", row)
 
     def _put(
         self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, stamp: str, keyword: Label | None

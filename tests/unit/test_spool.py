@@ -154,9 +154,9 @@ def test_row_16_a_client_that_leaves_in_the_middle_leaves_no_file(running_daemon
         client.send(stuffed(LARGE)[:500_000])
         while not open_files(tmp_path):
             pass
-    while running.daemon.listener.connections:
+    while running.daemon.listener.connections or open_files(tmp_path):  # a thread may let go of it last
         pass
-    assert open_files(tmp_path) == [] and hop.messages == []
+    assert hop.messages == []
 
 
 def test_pieces_never_end_between_cr_and_lf(tmp_path):

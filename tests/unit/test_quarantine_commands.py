@@ -348,9 +348,6 @@ def test_root_acts_as_the_owner_of_the_state_folder(store, hop):
     hop()
     for path in [store.folder, *store.folder.rglob("*")]:
         os.chown(path, 12345, 23456)
-    for path in store.folder.parents:
-        if str(path).startswith("/tmp/pytest"):
-            path.chmod(0o755)
     config = config_file(store)
     # All is imported before, as the Python of a developer may lie where root alone can read it.
     code = (
@@ -358,6 +355,9 @@ def test_root_acts_as_the_owner_of_the_state_folder(store, hop):
         "import service.retention; from spamguard.cli import main; main()"
     )
     for arguments in (["list"], ["release", "--learn", ID], ["expire"]):
+        for path in store.folder.parents:  # each time: another session of pytest shuts them at its start
+            if str(path).startswith("/tmp/pytest"):
+                path.chmod(0o755)
         command = [sys.executable, "-c", code, "--config", str(config), "quarantine", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from spamguard.headers import content_hash
 from spamguard.labels import Labels
@@ -64,3 +65,33 @@ def check_alive(box: Box) -> None:
     name = box.deliver(raw)
     soon((box.path / ".Junk/new" / name).exists)
     assert (box.path / ".Junk/new" / name).read_bytes() == raw
+
+
+def messages(running: Running) -> list[dict[str, Any]]:
+    return [line for line in running.log if line["event"] == "message"]
+
+
+def labels(running: Running) -> dict[str, tuple[str, str]]:
+    """Content -> label, source."""
+    with Labels(running.daemon.loaded.config.labels_file) as given:
+        return {row.content: (row.label.value, row.source) for row in given.rows()}
+
+
+def settled(running: Running, count: int = 1) -> None:
+    """A message that comes after has been judged, and labels have had their time."""
+    until(lambda: len(messages(running)) >= count)
+
+
+def remembered(running: Running, query: str, *values: str) -> list[Any]:
+    with contextlib.closing(
+        sqlite3.connect(running.daemon.loaded.config.state_dir / "watch.sqlite3", timeout=60)
+    ) as db:
+        return db.execute(query, values).fetchall()
+
+
+def seen_at(running: Running, place: str) -> None:
+    """The watcher has noted that the message lies there, and has believed or dismissed what that may mean."""
+    *folder, _, name = place.split("/")
+    where = (folder[0] if folder else "INBOX", name.partition(":")[0])
+    until(lambda: remembered(running, "SELECT 1 FROM place WHERE folder = ? AND base = ?", *where))
+    until(lambda: not remembered(running, "SELECT 1 FROM belief"))

@@ -52,38 +52,39 @@ class Moves:
     def arrived(self, box: Mailbox, known: Known, spot: Spot, stamp: str, keyword: Label | None) -> None:
         """A message that we know lies where it did not, and it was not we who put it there."""
         maildir, now = str(box.path), self.side(spot.folder)
-        expect: tuple[Belief, float] | None = None
+        expect: Belief | None = None
         ours = known.target == f"{spot.folder_text}/{spot.unique}" and known.state in ("moving", "tagging")
         if not ours and now not in (known.side, TRASH):  # If ours, that is only not noted yet.
-            expect = self._later(Belief(maildir, known.content, _LABEL[now], "moved"))
+            expect = Belief(maildir, known.content, _LABEL[now], "moved", self._due())
         dismiss = "moved" if expect is None and not ours else None
         self._sightings.arrived(maildir, known.content, spot, stamp, keyword, expect=expect, dismiss=dismiss)
 
     def flagged(self, box: Mailbox, place: Place, spot: Spot, keyword: Label | None) -> None:
         """The keyword of a message has changed."""
         maildir = str(box.path)
-        expect: tuple[Belief, float] | None = None
+        expect: Belief | None = None
         if keyword is not None and self.side(spot.folder) != TRASH:
-            expect = self._later(Belief(maildir, place.content, keyword, "keyword"))
+            expect = Belief(maildir, place.content, keyword, "keyword", self._due())
         dismiss = "keyword" if keyword is None else None
         self._sightings.arrived(maildir, place.content, spot, place.stamp, keyword, expect=expect, dismiss=dismiss)
 
-    def _later(self, belief: Belief) -> tuple[Belief, float]:
-        return belief, time.time() + self._table.quiet_s
+    def _due(self) -> float:
+        return time.time() + self._table.quiet_s
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Make labels of what has stayed long enough, so many at a time. What cannot be written waits.
 
-        Raises SpamguardError.
+        False if everything is to be looked at once more, as the user was at it meanwhile. Raises SpamguardError.
         """
         beliefs = self._sightings.due(time.time(), self._table.quiet_s, _AT_ONCE)
         if not beliefs:
-            return
+            return True
         folders: _Listings = {}
+        quiet = True
         with Labels(self._labels_file) as labels:
             for belief in beliefs:
                 try:
-                    self._believe(belief, labels, folders)
+                    quiet &= self._believe(belief, labels, folders)
                 except FileNotFoundError:
                     pass  # moved on a moment ago: of that there will be news
                 except OSError as error:
@@ -92,8 +93,10 @@ class Moves:
                         self._say("warning", "label waits", belief, cause=str(error))
                 else:
                     self._unreadable.discard(belief.content)
+        return quiet
 
-    def _believe(self, belief: Belief, labels: Labels, folders: _Listings) -> None:
+    def _believe(self, belief: Belief, labels: Labels, folders: _Listings) -> bool:
+        """False if the user has moved it on meanwhile."""
         box = Mailbox.at(belief.maildir)
         spot = self._still_there(box, belief, folders)
         try:
@@ -102,12 +105,13 @@ class Moves:
             raw = None
         if spot is None or raw is None:
             self._sightings.dismiss(belief)
-            return
+            return True
         labels.add(raw, belief.label, belief.source, f"{belief.maildir}/{spot.folder}")
         now = self.side(spot.folder)
-        self._sightings.settle(belief, None if now == TRASH else now)
+        quiet = self._sightings.settle(belief, None if now == TRASH else now)
         self._journal.count(f"label.{belief.label}")
         self._say("info", "label", belief, folder=spot.folder)
+        return quiet
 
     def _say(self, level: str, event: str, belief: Belief, **more: Any) -> None:
         what = {"maildir": belief.maildir, "content": belief.content, "label": belief.label.value}
@@ -120,7 +124,8 @@ class Moves:
             key = (belief.maildir, folder)
             if key not in folders:
                 folders[key] = {spot.unique: spot for spot in box.spots(box.named(folder))}
-            spot = folders[key].get(base)
+            # A folder that is listed while a message gets other flags may show neither name: look twice.
+            spot = folders[key].get(base) or box.find(folder, base)
             if spot is None or "T" in spot.flags:
                 continue
             if belief.source == "keyword":

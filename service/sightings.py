@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +79,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What the user seems to have said of a message, and why: `moved` or `keyword`."""
+    """What the user seems to have said of a message, and why: `moved` or `keyword`; to be believed at `due`."""
 
     maildir: str
     content: str
     label: Label
     source: str
+    due: float
 
 
 class Sightings:
@@ -230,12 +231,12 @@ class Sightings:
         stamp: str,
         keyword: Label | None,
         *,
-        expect: tuple[Belief, float] | None = None,
+        expect: Belief | None = None,
         dismiss: str | None = None,
     ) -> None:
         """Note that a known message lies here as well, or with another keyword, and with it what that says.
 
-        `expect`: the user seems to have said this, to be believed at that time unless he changes his mind.
+        `expect`: the user seems to have said this, to be believed when it is due unless he changes his mind.
         `dismiss`: what he seemed to have said in this way he has taken back.
         """
         with self._transaction() as db:
@@ -244,8 +245,7 @@ class Sightings:
                 query = "DELETE FROM belief WHERE maildir = ? AND content = ? AND source = ?"
                 db.execute(query, (maildir, content, dismiss))
             if expect is not None:
-                belief, due = expect
-                row = (maildir, content, belief.label.value, belief.source, due)
+                row = (maildir, content, expect.label.value, expect.source, expect.due)
                 db.execute("INSERT OR REPLACE INTO belief VALUES (?, ?, ?, ?, ?)", row)
 
     def reconcile(self, maildir: str, folder: str, look: Callable[[], Iterable[Spot]]) -> list[Spot]:
@@ -277,6 +277,16 @@ class Sightings:
         known = {base: content for base, content, _ in rows}
         return [spot for base, spot in there.items() if not known.get(base)]
 
+    def gone(self, maildir: str, folder: str, names: Iterable[str], back: Container[str]) -> None:
+        """Forget that messages lie under those names: they have been taken away, and some are back.
+
+        Of those only what has never been looked at stays known, as it would be taken for new mail.
+        """
+        rows = [(maildir, text(folder), name, name not in back) for name in names]
+        with self._transaction() as db:
+            query = "DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ? AND (content <> '' OR ?)"
+            db.executemany(query, rows)
+
     def keep_folders(self, maildir: str, folders: Iterable[str]) -> None:
         """Forget the places in folders that are gone."""
         there = [text(folder) for folder in folders]
@@ -304,19 +314,25 @@ class Sightings:
     def due(self, now: float, quiet_s: float, most: int) -> list[Belief]:
         """What is to be believed now. (What is due later than it can be was noted before the clock was put back.)"""
         with self._transaction() as db:
-            query = (
-                "SELECT maildir, content, label, source FROM belief WHERE due <= ? OR due > ? ORDER BY due LIMIT ?"
-            )
-            rows = db.execute(query, (now, now + quiet_s + 3600, most)).fetchall()
-        return [Belief(maildir, content, Label(label), source) for maildir, content, label, source in rows]
+            query = "SELECT maildir, content, label, source, due FROM belief WHERE due <= ? OR due > ?"
+            rows = db.execute(f"{query} ORDER BY due LIMIT ?", (now, now + quiet_s + 3600, most)).fetchall()
+        return [Belief(maildir, content, Label(label), source, due) for maildir, content, label, source, due in rows]
 
-    def settle(self, belief: Belief, side: str | None) -> None:
-        """It has become a label; `side` is where the message now lies for good, None if it has not moved."""
+    def settle(self, belief: Belief, side: str | None) -> bool:
+        """It has become a label; `side` is where the message now lies for good, None if it has not moved.
+
+        False if the user has gone on meanwhile: what that says was measured against where it lay before, so it is
+        as if it had not been seen, and everything is to be looked at once more.
+        """
+        key = (belief.maildir, belief.content)
         with self._transaction() as db:
             if side is not None:
-                row = (side, belief.maildir, belief.content)
-                db.execute("UPDATE message SET side = ? WHERE maildir = ? AND content = ?", row)
-            self._drop(db, belief)
+                db.execute("UPDATE message SET side = ? WHERE maildir = ? AND content = ?", (side, *key))
+            if self._drop(db, belief):
+                return True
+            db.execute("DELETE FROM belief WHERE maildir = ? AND content = ? AND source = 'moved'", key)
+            db.execute("DELETE FROM place WHERE maildir = ? AND content = ?", key)
+            return False
 
     def prune(self) -> None:
         """Forget what has long been in no folder."""
@@ -329,9 +345,11 @@ class Sightings:
             db.execute(f"DELETE FROM message WHERE gone_at < ? AND NOT {here}", (now - _KEPT_S,))  # noqa: S608
             db.execute(f"UPDATE message SET gone_at = ? WHERE gone_at IS NULL AND NOT {here}", (now,))  # noqa: S608
 
-    def _drop(self, db: sqlite3.Connection, belief: Belief) -> None:
-        row = (belief.maildir, belief.content, belief.label.value, belief.source)
-        db.execute("DELETE FROM belief WHERE maildir = ? AND content = ? AND label = ? AND source = ?", row)
+    def _drop(self, db: sqlite3.Connection, belief: Belief) -> bool:
+        """False if the user has taken it back meanwhile, or said it anew."""
+        row = (belief.maildir, belief.content, belief.source, belief.due)
+        query = "DELETE FROM belief WHERE maildir = ? AND content = ? AND source = ? AND due = ?"
+        return db.execute(query, row).rowcount == 1
 
     def _put(
         self, db: sqlite3.Connection, maildir: str, spot: Spot, content: str, stamp: str, keyword: Label | None

@@ -12,6 +12,7 @@ import glob
 import os
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -210,7 +211,7 @@ class Watcher:
         if isinstance(event, FileCreatedEvent):
             goes = source
         elif source is not None and (goes is None or goes.folder != source.folder):
-            watched.left.add(source.folder)
+            watched.left[source.folder].add(source.unique)
         if goes is not None:
             self._notice(watched, goes)
 
@@ -276,10 +277,12 @@ class Watcher:
             await asyncio.sleep(_TICK_S)
             try:
                 for watched in list(self._watched.values()):
-                    left, watched.left = watched.left, set()
-                    for folder in left:
-                        await self._in_thread(self._forget_gone, watched.box, folder)
-                await self._in_thread(self._moves.settle)
+                    left, watched.left = watched.left, defaultdict(set)
+                    for folder, gone in left.items():
+                        for spot in await self._in_thread(self._forget_gone, watched.box, folder, gone):
+                            self._notice(watched, spot)
+                if not await self._in_thread(self._moves.settle):
+                    self._rescan.set()
                 self._warned.discard("labels")
             except Exception as error:
                 self._warn("labels", "labels from moves are not written", cause=str(error) or repr(error))
@@ -289,10 +292,11 @@ class Watcher:
                 burst = 0
                 self._rescan.set()
 
-    def _forget_gone(self, box: Mailbox, folder: str) -> None:
-        """Only what is known to have left a folder can come back to it under the same name."""
-        if box.has(folder):
-            self._sightings.reconcile(str(box.path), folder, partial(box.spots, folder))
+    def _forget_gone(self, box: Mailbox, folder: str, gone: set[str]) -> list[Spot]:
+        """Only what is known to have left a folder can come back to it under the same name. What has, already."""
+        back = [spot for spot in box.spots(folder) if spot.unique in gone] if box.has(folder) else []
+        self._sightings.gone(str(box.path), folder, gone, {spot.unique for spot in back})
+        return back
 
     # One message.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from typing import Any
 
 from spamguard.config import INBOX, WatchTable
@@ -17,8 +18,8 @@ class Watched:
         self.box = box
         self.maildir = str(box.path)
         self.judges = judges
-        self.left: set[str] = set()
-        """Folders that something has been taken out of."""
+        self.left: defaultdict[str, set[str]] = defaultdict(set)
+        """What has been taken out of each folder, by the part of the name that never changes."""
         self.inode: tuple[int, int] | None = None
         self.watch: Any = None
 

@@ -35,7 +35,7 @@ def test_a_look_into_junk_while_we_move_makes_no_label(
     move, finished = Mailbox.move, Sightings.finished
 
     def listed_before(self: Mailbox, *spots: Any) -> None:
-        running.daemon.watcher._forget_gone(self, ".Junk")
+        running.daemon.watcher._unknown(self)
         move(self, *spots)
 
     def late(self: Sightings, *arguments: Any, **more: Any) -> None:

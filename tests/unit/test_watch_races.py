@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from service.mailbox import Spot
+from service.sightings import Belief, Sightings
 from service.watch import Watcher
+from spamguard.headers import content_hash
+from spamguard.labels import Labels
+from spamguard.verdict import Label
 from tests.conftest import Running
 from tests.maildirs import Box
-from tests.watching import check_alive, ham, label, quiet, row, scored, soon, spam
+from tests.watching import check_alive, ham, label, quiet, remembered, row, scored, soon, spam
 
 Start = Callable[..., Running]
 ROOT = Path(__file__).parents[2]
+
+
+def noted(running: Running, table: str, raw: bytes) -> list[object]:
+    return remembered(running, f"SELECT 1 FROM {table} WHERE content = ?", content_hash(raw))
 
 
 @contextmanager
@@ -101,6 +110,57 @@ def test_row_32_what_was_rescued_stays_rescued_however_often_we_look(watch: Star
     box.rename(f"cur/{name}:2,S", f"cur/{name}:2,RS")
     quiet()
     assert box.files() == {f"cur/{name}:2,RS": raw} and scored(running, raw) == 1
+
+
+def test_row_32_what_is_moved_back_while_its_label_is_written_has_the_last_word(
+    watch: Start, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, raw = watch(), spam()
+    name = box.deliver(raw)
+    soon(lambda: box.files() == {f".Junk/new/{name}": raw})
+    add = Labels.add
+
+    def slow_add(labels: Labels, mail: bytes, said: Label, *where: str) -> str:
+        monkeypatch.setattr(Labels, "add", add)
+        box.rename(f"cur/{name}:2,S", f".Junk/cur/{name}:2,S")
+        soon(lambda: not noted(running, "belief", raw))
+        return add(labels, mail, said, *where)
+
+    monkeypatch.setattr(Labels, "add", slow_add)
+    box.rename(f".Junk/new/{name}", f"cur/{name}:2,S")
+    soon(lambda: label(tmp_path, raw) == "ham")
+    soon(lambda: label(tmp_path, raw) == "spam")
+    assert running.scorer.batches and box.files() == {f".Junk/cur/{name}:2,S": raw}
+
+
+def test_row_32_there_and_back_and_there_again_within_a_moment_is_a_word(
+    watch: Start, box: Box, tmp_path: Path
+) -> None:
+    running = watch(quiet_s=2)
+    for _ in range(2):  # wherever this falls between two looks at what has left a folder
+        raw = ham()
+        name = box.deliver(raw)
+        soon(lambda raw=raw: row(tmp_path, raw) == ("left", "ham"))
+        box.rename(f"new/{name}", f".Junk/cur/{name}:2,S")
+        soon(lambda raw=raw: noted(running, "belief", raw))
+        soon(lambda raw=raw: len(noted(running, "place", raw)) == 1)
+        box.rename(f".Junk/cur/{name}:2,S", f"cur/{name}:2,S")
+        soon(lambda raw=raw: not noted(running, "belief", raw))
+        box.rename(f"cur/{name}:2,S", f".Junk/cur/{name}:2,S")
+        soon(lambda raw=raw: label(tmp_path, raw) == "spam")
+
+
+def test_row_32_what_is_said_anew_is_not_dropped_with_what_was_said_before(tmp_path: Path) -> None:
+    sightings, here = Sightings(tmp_path / "watch.sqlite3"), Spot("", "cur", "1.a")
+    early, late = (Belief("/m", "c", Label.HAM, "moved", due) for due in (1.0, 2.0))
+    for belief in (early, late):
+        sightings.arrived("/m", "c", here, "stamp", None, expect=belief)
+    sightings.dismiss(early)
+    assert sightings.due(3, 0, 10) == [late]
+    assert sightings.settle(late, None) and sightings.due(3, 0, 10) == []
+    assert sightings.places("/m", "c")
+    assert not sightings.settle(late, None) and not sightings.places("/m", "c")
+    sightings.close()
 
 
 # Copies and deliveries of the same.

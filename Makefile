@@ -22,11 +22,11 @@ run: $(STAMP) ## start the filter: SMTP on 127.0.0.1:10025, mail goes into run/M
 	$(BIN)/spamguard --config docs/newcomer.toml serve
 
 test: $(STAMP) ## unit tests, then integration tests (those without their real part are skipped, with the reason)
-	$(BIN)/python -m pytest -q -m "not integration"
-	$(BIN)/python -m pytest -q -m integration
+	$(BIN)/python -m pytest -q -n 4 -m "not integration"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m integration
 
 unit: $(STAMP) ## the unit tests alone
-	$(BIN)/python -m pytest -q -m "not integration"
+	$(BIN)/python -m pytest -q -n 4 -m "not integration"
 
 $(FUZZ): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'

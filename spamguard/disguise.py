@@ -59,8 +59,6 @@ def fold(text: str) -> tuple[str, int]:
     A word with a letter that looks like no Latin one stays ("SMSки"). So do words wholly of another alphabet, unless
     they have three letters or more and the text is Latin but for letters that all look Latin.
     """
-    if text.isascii():
-        return text, 0
     if _SMALL.search(text):
         text = text.translate(_SMALL_CAPITALS)
     if not _FOREIGN.search(text):

@@ -135,21 +135,24 @@ _FREE_MAIL = _names(
     "outlook.com proton.me protonmail.com qq.com web.de yahoo.com yandex.ru"
 )
 _NAME_WORD = re.compile(r"[^\W\d_]{3,}")
-_NO_LETTERS = re.compile(r"[\W_]+")
+_SEPARATORS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 
 
-def _joined(text: str) -> str:
-    """Letters and digits alone, so that "PM Press" is found in pmpress.org and the other way round."""
-    return _NO_LETTERS.sub("", text.lower())
+def _joined(text: str) -> bytes:
+    """Letters and digits alone, in UTF-8: "PM Press" is found in pmpress.org so, and the other way round."""
+    return text.lower().encode("utf-8", "replace").translate(None, _SEPARATORS)
+
+
+def _named_in(message: Message, where: bytes) -> bool:
+    """Whether a word of the sender's name stands there."""
+    return any(_joined(word) in where for word in _NAME_WORD.findall(message.sender_name[:200]))
 
 
 def _untold(message: Message) -> bool:
     """Whether neither the text nor the sender's name says whose address this is: no "Shop" for ann@mail.shop.com."""
     domain = _domain(message.sender_address)
     owner = _joined(domain.partition(".")[0])
-    if len(owner) < 3 or domain.rpartition(".")[2] in _RESERVED or "." not in domain:
-        return False
-    if any(word in owner for word in _NAME_WORD.findall(message.sender_name[:200].lower())):
+    if len(owner) < 3 or "." not in domain or domain.rpartition(".")[2] in _RESERVED or _named_in(message, owner):
         return False
     return owner not in _joined(f"{message.subject} {message.body[:_SAMPLE]}")
 
@@ -162,10 +165,7 @@ def _bulk_untold(message: Message) -> float:
 
 
 def _sender_untold(message: Message) -> float:
-    address = _joined(message.sender_address)
-    if any(word in address for word in _NAME_WORD.findall(message.sender_name[:200].lower())):
-        return 0.0
-    return float(_untold(message))
+    return float(not _named_in(message, _joined(message.sender_address)) and _untold(message))
 
 
 # --- Letters -------------------------------------------------------------------------------------------------------

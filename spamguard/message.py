@@ -118,9 +118,12 @@ def parse(raw: bytes) -> Message:
     subject = clean(_header_text(mime.find(tree.headers, "subject")))
     name, address = split_address(mime.find(tree.headers, "from"))
     sender = clean(name)
-    # All texts at once, as a name alone may be too short to tell its alphabet. None holds a line end.
-    texts, mixed_words = fold("\n".join((subject.text, sender.text, reading.body, reading.plain)))
-    subject_text, sender_name, body, plain = texts.split("\n")
+    texts, mixed_words = [subject.text, sender.text, reading.body, reading.plain], 0
+    if not all(map(str.isascii, texts)):
+        # All at once, as a name alone may be too short to tell its alphabet. None of them holds a line end.
+        folded, mixed_words = fold("\n".join(texts))
+        texts = folded.split("\n")
+    subject_text, sender_name, body, plain = texts
     return Message(
         raw=raw,
         headers=tree.headers,

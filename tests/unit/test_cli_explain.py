@@ -131,13 +131,13 @@ def test_phrases_fit_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, col
 
 
 def test_nothing_in_a_mail_or_a_label_reaches_the_terminal_raw(run: Run, tmp_path: Path) -> None:
-    raw = message("buy \x1b[31mpills", "cheap\x1b]0;owned\x07 pills \x9b31m. free \u202enow money. \x1b[2J")
+    raw = message("buy \x1b[31mpills", "cheap\x1b]0;owned\x07 pills \x9b31m. free \u202enow \ue000 money. \x1b[2J")
     odd = tmp_path / "\x1b[31m.eml"
     odd.write_bytes(raw)
     run("labels", "add", "--spam", odd)
     shown = run("score", "--explain", "-", stdin=raw).stdout
     assert "phrases" in shown and "this message is labelled" in shown
-    assert not any(c in shown for c in "\x1b\x07\x9b\u202e")
+    assert not any(c in shown for c in "\x1b\x07\x9b\u202e\ue000")
 
 
 def test_scoring_leaves_no_trace(run: Run, taught: Run, tmp_path: Path, tiny: Tiny) -> None:

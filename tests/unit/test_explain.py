@@ -221,6 +221,13 @@ def test_work_is_bounded_whatever_comes(scorer: Scorer, encoded: list[int], body
     assert len(explain._groups(scorer, item.text)) <= WIDE_TOKENS // explain.SHORTEST + 3
 
 
+def test_many_short_sentences_are_joined_so_that_few_are_encoded(shipped: Scorer, encoded: list[int]) -> None:
+    item, verdict = judged(shipped, message("numbers", " ".join(f"Number {n}." for n in range(1000, 1400))))
+    encoded.clear()
+    assert phrases(shipped, item, verdict)
+    assert PHRASES / 2 <= sum(encoded) <= PHRASES + 3
+
+
 @settings(deadline=None)
 @given(st.text(max_size=400) | st.text("aZ9 .!?,\n\u4f60\u3002\u00e9\u0301", max_size=400))
 def test_phrases_cover_the_tokens_of_any_text_once_and_in_order(tiny: Tiny, text: str) -> None:
@@ -400,7 +407,14 @@ def test_it_reads_while_others_write(config: Config, scorer: Scorer, label: Call
     writer.close()
 
 
-def test_a_reader_cannot_write(config: Config, scorer: Scorer, label: Callable[..., str]) -> None:
+def test_a_reader_makes_and_writes_nothing(config: Config, scorer: Scorer, label: Callable[..., str]) -> None:
+    for open_it in (
+        lambda: Labels(config.labels_file, read_only=True),
+        lambda: FeatureStore(config.features_dir, "none", read_only=True),
+    ):
+        with pytest.raises((LabelsError, FeatureStoreError), match="unable to open"):
+            open_it()
+    assert not config.state_dir.exists()
     content = label(SPAM[0], Label.SPAM)
     with Labels(config.labels_file, read_only=True) as labels, pytest.raises(LabelsError, match="readonly"):
         labels.add(SPAM[1], Label.SPAM, "moved")

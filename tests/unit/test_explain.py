@@ -295,8 +295,8 @@ def like(scorer: Scorer, one: bytes, other: bytes) -> float:
     for raw in (one, other):
         seen = judged(scorer, raw)[1].seen
         assert seen is not None
-        words = np.zeros(len(head.wide_idf))
-        words[seen.wide.columns] = weigh(seen.wide, head.wide_idf)
+        words, text = np.zeros(len(head.wide_idf)), seen.wide.text(len(head.wide_idf))
+        words[text.columns] = weigh(text, head.wide_idf)
         vectors.append((seen.deep.astype(np.float64) - head.deep_center, words))
     deep, wide = (a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(*vectors, strict=True))
     return float(deep + wide) / 2

@@ -1,0 +1,122 @@
+"""The results of a run as tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+TITLES = {
+    "a": "(a) SpamAssassin, 70/30 by hash",
+    "b": "(b) SpamAssassin, early to late",
+    "c": "(c) Each corpus left out",
+    "d": "(d) Few labels",
+    "e": "(e) Modern mail, each source left out in turn",
+}
+# Figure, heading, and what it is multiplied by.
+BOTH = (
+    ("auc", "AUC %", 100),
+    ("fnr at fpr 0.1%", "missed at FPR 0.1 %", 100),
+    ("fnr at fpr 0.5%", "at 0.5 %", 100),
+    ("fnr at fpr 1.0%", "at 1 %", 100),
+    ("f1", "F1 %", 100),
+    ("f1, unsure is spam", "F1 %, unsure is spam", 100),
+    ("calibration error", "calibration error %", 100),
+)
+ALONE = (
+    ("ham called spam", "ham called spam %", 100),
+    ("ham called spam or unsure", "ham spam or unsure %", 100),
+    ("spam called spam", "spam called spam %", 100),
+    ("spam called spam or unsure", "spam caught or unsure %", 100),
+)
+
+
+def markdown(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The whole report."""
+    lines = [
+        "# Judgement",
+        "",
+        "Brackets are 95 % intervals over 1,000 bootstrap resamples of campaigns. `missed` is the share of spam that",
+        "is missed where that share of the ham is called spam; F1 and the shares called spam are at the contestant's",
+        "own cut-offs. `Not beyond doubt`: the interval of the difference holds 0.",
+        "",
+        f"{about['made']}, encoder {about['encoder']}; "
+        + ", ".join(f"{name} {ham} ham {spam} spam" for name, (ham, spam) in about["mail"].items())
+        + f"; {about['campaigns']} campaigns.",
+        *(f"- {note}" for note in about["notes"]),
+        "",
+        "## Who is ahead",
+        "",
+        *_standings(results),
+    ]
+    for letter, found in results.items():
+        lines += ["", f"## {TITLES[letter]}", "", f"{found['seconds']} s"]
+        if letter == "d":
+            for name, curve in found.items():
+                if name != "seconds":
+                    lines += ["", *_few(name, curve)]
+        else:
+            for name, target in found["targets"].items():
+                lines += ["", *_target(name, target, wide=letter == "e")]
+    return "\n".join(lines) + "\n"
+
+
+def _target(name: str, target: Mapping[str, Any], wide: bool) -> Iterator[str]:
+    yield f"**{name}**: {target['ham']} ham, {target['spam']} spam judged; learnt from {target['learnt from']}."
+    yield ""
+    there = next(iter(target["contestants"].values()))
+    columns = [column for column in (*BOTH, *ALONE) if column[0] in there]
+    if not wide and "auc" in there:
+        columns = [column for column in columns if column not in ALONE]
+    rows = {
+        who: [_figure(figures.get(key), times) for key, _, times in columns]
+        for who, figures in target["contestants"].items()
+    }
+    yield from table(["contestant", *(heading for _, heading, _ in columns)], rows)
+
+
+def _standings(results: Mapping[str, Any]) -> Iterator[str]:
+    """Each of ours beside the best peer of each target, by AUC and by missed spam."""
+    yield "| split | judged | ours | best peer by AUC | AUC, ours less the peer's | missed at FPR 0.5 %, likewise |"
+    yield "|" + "---|" * 6
+    for letter, found in results.items():
+        for name, target in found.get("targets", {}).items():
+            for who, against in target["ahead"].items():
+                area, missed = against["auc"], against["fnr at fpr 0.5%"]
+                yield (
+                    f"| {letter} | {name} | {who} | {area['best peer']} | {_gap(area['difference'], 1)} "
+                    f"| {_gap(missed['difference'], -1)} |"
+                )
+
+
+def _gap(difference: Sequence[float], better: int) -> str:
+    value, low, high = difference
+    said = "level" if value == 0 else "ahead" if value * better > 0 else "behind"
+    sure = "" if low > 0 or high < 0 else ", not beyond doubt"
+    return f"{_figure(difference, 100)} {said}{sure}"
+
+
+def _few(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"**{name}**: AUC % on {found['ham']} ham and {found['spam']} spam, mean of {found['seeds']} draws. "
+        f"The other corpora: {found['others']}."
+    )
+    yield ""
+    numbers = sorted({int(n) for curve in found["curves"].values() for n in curve})
+    rows = {who: [_figure(curve.get(str(n)), 100) for n in numbers] for who, curve in found["curves"].items()}
+    yield from table(["contestant", *(f"{n} labels" for n in numbers)], rows)
+
+
+def table(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(headings) + " |"
+    yield "|" + "---|" * len(headings)
+    for name, cells in rows.items():
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _figure(figure: Sequence[float | None] | None, times: float) -> str:
+    if figure is None or figure[0] is None:
+        return ""
+    value, low, high = figure
+    if low is None or high is None:
+        return f"{value * times:.2f}"
+    return f"{value * times:.2f} [{low * times:.2f}, {high * times:.2f}]"

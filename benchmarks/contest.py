@@ -16,6 +16,7 @@ from .peers import Judge, Learner
 from .splits import LABELS, Split, draw, few_labels
 
 Array = npt.NDArray[np.float64]
+ROC_UP_TO, ROC_POINTS = 0.2, 200
 Told = Callable[[str], None]
 
 # What contestants are compared by, and whether more is better.
@@ -111,7 +112,21 @@ def figures(target: Target, mail: Mail, ours: Sequence[str], peers: Sequence[str
             who: {name: plain(figure) for name, figure in found.items()} for who, found in contestants.items()
         },
         "ahead": ahead,
+        "curves": {who: _curves(said, labels) for who, said in target.said.items()} if ham and spam else {},
     }
+
+
+def _curves(said: Said, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """What pictures are drawn of: the ROC curve where it matters, and how often what was said was so."""
+    wrong, missed = measures.roc(said.scores, labels)
+    seen = np.flatnonzero(wrong <= ROC_UP_TO)
+    seen = seen[np.unique(np.linspace(0, len(seen) - 1, ROC_POINTS).astype(int))]
+    curves: dict[str, Any] = {
+        "roc": [[round(float(x), 5), round(float(y), 5)] for x, y in zip(wrong[seen], missed[seen], strict=True)]
+    }
+    if said.probable:
+        curves["reliability"] = measures.reliability(said.scores, labels)
+    return curves
 
 
 def plain(figure: Figure) -> list[float | None]:

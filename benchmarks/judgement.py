@@ -1,17 +1,19 @@
 """How good is spamguard's judgement, beside its peers', on splits that tell the truth?
 
-    python -m benchmarks.judgement CORPORA [--splits a,b,c,d,e] [--peers bogofilter,tfidf] [--state DIR]
+    python -m benchmarks.judgement CORPORA [--splits a,b,c,d,e,f,g] [--peers bogofilter,tfidf] [--state DIR]
 
 CORPORA holds the folders of docs/head-and-accuracy.md; a split whose corpora are missing is left out. Each split runs
 all contestants on the same mail, in one run. The splits (`benchmarks/splits.py`):
 
     a  SpamAssassin, 70/30 by hash          d  few labels, from nothing and from the other corpora
     b  SpamAssassin, early to late          e  modern mail, each source left out in turn
-    c  each corpus left out
+    c  each corpus left out                 f  online, in the order of time
+                                            g  attacks on the judge
 
 Near-duplicates never stand on both sides, and intervals (95 %) are bootstrapped over campaigns. No choice is made on
 the mail that is judged: our penalties are constants of `training/`, those of the peers come of cross-validation on
-the mail that is learnt from. Tables go to benchmarks/results/judgement.md and .json.
+the mail that is learnt from. Tables go to benchmarks/results/judgement.md and .json, pictures
+beside them. `--draw` makes the tables and pictures of an earlier run anew.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from spamguard.errors import SpamguardError
 from training.ship import FITTED_ON, ONLY_MEASURED
 
-from . import contest, ours, splits, tables
+from . import contest, curves, ours, splits, stream, tables, under_attack
 from .mail import Mail, Reader
-from .peers import FAST, Learner, Unavailable
+from .peers import FAST, Learner, Unavailable, tfidf
 
 RESULTS = Path(__file__).parent / "results"
-SPLITS = "abcde"
+SPLITS = "abcdefg"
 SEEDS = 5
 ENRON = {"enron_dev": 2000}  # of each class: its encoding would take half an hour otherwise
 
@@ -91,6 +93,12 @@ class Run:
             }
         elif letter == "e":
             self.results["e"] = self._modern()
+        elif letter == "f":
+            self.results["f"] = stream.held(self.mail, list(self._streaming()), self.tell)
+        elif letter == "g":
+            self.results["g"] = under_attack.attacked(
+                self.mail, self.reader, self.general, list(self.peers.values()), self.tell
+            )
         self.results[letter]["seconds"] = round(time.monotonic() - began)
 
     def _split(self, split: splits.Split, mine: Sequence[Learner], beside: Sequence[Learner] = ()) -> dict[str, Any]:
@@ -104,6 +112,20 @@ class Run:
                 target.said.update(other.said)
         peers = [peer.name for peer in self.peers.values()]
         return {"targets": {t.name: contest.figures(t, self.mail, [m.name for m in mine], peers) for t in targets}}
+
+    def _streaming(self) -> Iterator[tuple[str, Learner]]:
+        others = self.mail.take(splits.fitted_on(self.mail.table, ["spamassassin"]))
+        yield self.personal.name, self.personal
+        after = self.personal.after(others)
+        yield after.name, after
+        for name in ("bogofilter", "bayes"):
+            if name in self.peers:
+                peer = self.peers[name]
+                yield f"{peer.name}, from nothing", peer
+                yield f"{peer.name}, after the other corpora", peer.after(others)
+        if "tfidf" in self.peers:
+            once = tfidf(strength=10.0)  # fitted too often to be searched for
+            yield f"{once.name}, from nothing", once
 
     def _modern(self) -> dict[str, Any]:
         found = [
@@ -132,19 +154,40 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of few labels")
     parser.add_argument("--enron", action="store_true", help="encode and use a sample of enron_dev as well")
+    parser.add_argument("--draw", action="store_true", help="only draw what judgement.json holds")
     options = parser.parse_args()
     letters = options.splits.split(",")
     if unknown := [*(set(letters) - set(SPLITS)), *(set(filter(None, options.peers.split(","))) - set(FAST))]:
         parser.error(f"unknown: {', '.join(unknown)}")
+    file = options.results / "judgement.json"
+    if options.draw:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        try:
+            found = judge(options, letters)
+        except SpamguardError as error:
+            sys.exit(f"judgement: {error}")
+        options.results.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    about = found.pop("about")
+    try:
+        pictures = [picture.name for picture in curves.draw(found, options.results)]
+    except ImportError:
+        pictures = []
+        about["notes"].append("no pictures: matplotlib is not installed")
+    text = tables.markdown(about, found, pictures)
+    (options.results / "judgement.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def judge(options: argparse.Namespace, letters: Sequence[str]) -> dict[str, Any]:
+    """The results of the splits, and what they are about, as plain data."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            run = Run(options, progress)
-            for letter in letters:
-                run.one(letter)
-    except SpamguardError as error:
-        sys.exit(f"judgement: {error}")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        run = Run(options, progress)
+        for letter in letters:
+            run.one(letter)
     counts = run.mail.table.groupby(["corpus", "label"]).size().unstack(fill_value=0)
     about = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,12 +197,7 @@ def main() -> None:
         "campaigns": len(np.unique(run.mail.table["campaign"])),
         "notes": run.notes,
     }
-    options.results.mkdir(parents=True, exist_ok=True)
-    file = options.results / "judgement.json"
-    file.write_text(json.dumps({"about": about, **run.results}, indent=1) + "\n", encoding="utf-8")
-    text = tables.markdown(about, run.results)
-    (options.results / "judgement.md").write_text(text, encoding="utf-8")
-    print(text)
+    return {"about": about, **run.results}
 
 
 if __name__ == "__main__":

@@ -149,6 +149,14 @@ def roc(scores: Array, labels: Labels) -> tuple[Array, Array]:
     return wrong, missed
 
 
+def reliability(logits: Array, labels: Labels, bins: int = 10) -> list[list[float]]:
+    """Mean probability that was said, share that was spam, and messages, of each bin of equal width that has some."""
+    said = probability(logits)
+    where = np.minimum((said * bins).astype(int), bins - 1)
+    chosen = [where == b for b in range(bins) if (where == b).any()]
+    return [[round(float(said[c].mean()), 4), round(float(labels[c].mean()), 4), int(c.sum())] for c in chosen]
+
+
 def _steps(scores: Array, labels: Labels, counts: Array) -> tuple[Array, Array]:
     """(r, steps) counts of ham and of spam at each value of the score, highest first."""
     order = np.argsort(-scores, kind="stable")

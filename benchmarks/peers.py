@@ -77,22 +77,28 @@ class Sklearn:
 
     probable = True
 
-    def __init__(self, name: str, see: Callable[[Mail], Any], before: Callable[[], Any], others: Mail | None = None):
-        self.name, self._see, self._before, self._others = name, see, before, others
-        self._strength: float | None = None
+    def __init__(
+        self,
+        name: str,
+        see: Callable[[Mail], Any],
+        before: Callable[[], Any],
+        others: Mail | None = None,
+        strength: float | None = None,
+    ):
+        """`see` takes from mail what `before` prepares; a `strength` (C) that is given is not searched for."""
+        self.name, self._see, self._before, self._others, self._strength = name, see, before, others, strength
 
     def after(self, others: Mail) -> Sklearn:
         """Learns from both together; the strength is that which was best for the others."""
-        learner = Sklearn(self.name, self._see, self._before, others)
-        learner._strength = self._search(others).best_params_["logisticregression__C"]
-        return learner
+        strength = self._strength or self._search(others).best_params_["logisticregression__C"]
+        return Sklearn(self.name, self._see, self._before, others, strength)
 
     def learn(self, own: Mail) -> Judge:
-        if self._others is None:
-            model = self._search(own).best_estimator_
+        mail = own if self._others is None else join([self._others, own])
+        if self._strength is None:
+            model = self._search(mail).best_estimator_
         else:
-            both = join([self._others, own])
-            model = self._pipeline(self._strength).fit(self._see(both), both.labels)
+            model = self._pipeline(self._strength).fit(self._see(mail), mail.labels)
         return Scores(lambda mail: np.asarray(model.decision_function(self._see(mail)), dtype=np.float64))
 
     def _pipeline(self, strength: float | None = None) -> Any:
@@ -117,8 +123,9 @@ class Frequent(TfidfTransformer):  # type: ignore[misc]
         return super().transform(counts[:, self._columns], copy)
 
 
-def tfidf() -> Learner:
-    return Sklearn("tf-idf + logistic regression", lambda mail: mail.words, lambda: Frequent(sublinear_tf=True))
+def tfidf(strength: float | None = None) -> Learner:
+    name = "tf-idf + logistic regression"
+    return Sklearn(name, lambda mail: mail.words, lambda: Frequent(sublinear_tf=True), strength=strength)
 
 
 def last_layer() -> Learner:
@@ -199,10 +206,17 @@ class Bogofilter:
         judge.more(others)
         return Bogofilter(judge)
 
-    def learn(self, own: Mail) -> BogofilterJudge:
+    @property
+    def start(self) -> BogofilterJudge | None:
+        """What judges before there is a label."""
+        if self._others is None:
+            return None
         judge = BogofilterJudge()
-        if self._others is not None:
-            shutil.copytree(self._others.home.name, judge.home.name, dirs_exist_ok=True)
+        shutil.copytree(self._others.home.name, judge.home.name, dirs_exist_ok=True)
+        return judge
+
+    def learn(self, own: Mail) -> BogofilterJudge:
+        judge = self.start or BogofilterJudge()
         judge.more(own)
         return judge
 
@@ -227,16 +241,22 @@ class BogofilterJudge:
     def _run(self, options: Sequence[str], raw: Sequence[bytes]) -> str:
         if not raw:
             return ""
+        # -C: no configuration of this machine's user or administrator.
+        command = ["bogofilter", "-C", "-d", self.home.name, *options]
+        if len(raw) == 1:
+            return _output(command, raw[0])
         with tempfile.TemporaryDirectory(prefix="bogofilter-mail-") as folder:
             files = [Path(folder) / f"{number}.eml" for number in range(len(raw))]
             for file, each in zip(files, raw, strict=True):
                 file.write_bytes(each)
-            # -C: no configuration of this machine's user or administrator.
-            command = ["bogofilter", "-C", "-d", self.home.name, *options, "-b"]
-            done = subprocess.run(command, input="\n".join(map(str, files)), capture_output=True, text=True)
-        if done.returncode > 2:  # 0 to 2 are verdicts
-            raise RuntimeError(f"bogofilter: {done.stderr.strip()}")
-        return done.stdout
+            return _output([*command, "-b"], "\n".join(map(str, files)).encode())
+
+
+def _output(command: Sequence[str], given: bytes) -> str:
+    done = subprocess.run(command, input=given, capture_output=True)
+    if done.returncode > 2:  # 0 to 2 are verdicts
+        raise RuntimeError(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode()
 
 
 FAST: dict[str, Callable[[], Learner]] = {

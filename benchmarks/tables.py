@@ -11,6 +11,8 @@ TITLES = {
     "c": "(c) Each corpus left out",
     "d": "(d) Few labels",
     "e": "(e) Modern mail, each source left out in turn",
+    "f": "(f) Online, in the order of time",
+    "g": "(g) Attacks on the judge",
 }
 # Figure, heading, and what it is multiplied by.
 BOTH = (
@@ -30,7 +32,7 @@ ALONE = (
 )
 
 
-def markdown(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def markdown(about: Mapping[str, Any], results: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The whole report."""
     lines = [
         "# Judgement",
@@ -44,6 +46,8 @@ def markdown(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         + f"; {about['campaigns']} campaigns.",
         *(f"- {note}" for note in about["notes"]),
         "",
+        *(f"![{name}]({name})" for name in pictures),
+        "",
         "## Who is ahead",
         "",
         *_standings(results),
@@ -54,6 +58,10 @@ def markdown(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
             for name, curve in found.items():
                 if name != "seconds":
                     lines += ["", *_few(name, curve)]
+        elif letter == "f":
+            lines += ["", *_online(found)]
+        elif letter == "g":
+            lines += ["", *_attacks(found)]
         else:
             for name, target in found["targets"].items():
                 lines += ["", *_target(name, target, wide=letter == "e")]
@@ -80,7 +88,7 @@ def _standings(results: Mapping[str, Any]) -> Iterator[str]:
     yield "|" + "---|" * 6
     for letter, found in results.items():
         for name, target in found.get("targets", {}).items():
-            for who, against in target["ahead"].items():
+            for who, against in target.get("ahead", {}).items():
                 area, missed = against["auc"], against["fnr at fpr 0.5%"]
                 yield (
                     f"| {letter} | {name} | {who} | {area['best peer']} | {_gap(area['difference'], 1)} "
@@ -104,6 +112,44 @@ def _few(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     numbers = sorted({int(n) for curve in found["curves"].values() for n in curve})
     rows = {who: [_figure(curve.get(str(n)), 100) for n in numbers] for who, curve in found["curves"].items()}
     yield from table(["contestant", *(f"{n} labels" for n in numbers)], rows)
+
+
+def _online(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{found['messages']} messages of SpamAssassin by the topmost Received date, else Date; "
+        f"{found['without a time']} have none and follow their neighbour by number. Near-duplicates stay. bogofilter "
+        "and naive Bayes learn each message, the others are fitted anew whenever labels have grown by a fifth."
+    )
+    for feedback, rows in found["feedback"].items():
+        yield ""
+        yield f"**Labels {feedback}**"
+        yield ""
+        keys = ("1-ROCA %", "ham called spam", "spam called spam", "spam called spam or unsure")
+        cells = {
+            who: [_figure(row[key], 1 if key == "1-ROCA %" else 100) for key in keys] for who, row in rows.items()
+        }
+        headings = ("1-ROCA %", "ham called spam %", "spam called spam %", "spam caught or unsure %")
+        yield from table(["contestant", *headings], cells)
+
+
+def _attacks(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Learnt from {found['learnt from']}. Of the spam that a contestant calls spam: % that becomes ham /"
+    yield "unsure, and the median fall of its score (log-odds)."
+    for name, target in found["targets"].items():
+        who = list(next(iter(target["attacks"].values())))
+        caught = next(iter(target["attacks"].values()))
+        yield ""
+        yield f"**{name}**: {target['attacked']} messages."
+        yield ""
+        rows = {attack: [_fall(each[one]) for one in who] for attack, each in target["attacks"].items()}
+        yield from table(["attack", *(f"{one} ({caught[one]['caught']} caught)" for one in who)], rows)
+
+
+def _fall(of: Mapping[str, Any]) -> str:
+    if not of["caught"]:
+        return ""
+    ham, unsure = (100 * of[key] / of["caught"] for key in ("ham", "unsure"))
+    return f"{ham:.0f} / {unsure:.0f}, {of['median fall']:.1f}"
 
 
 def table(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator[str]:

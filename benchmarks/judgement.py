@@ -23,7 +23,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,13 @@ from training.ship import FITTED_ON, ONLY_MEASURED
 from . import contest, curves, ours, splits, stream, tables, under_attack
 from .mail import Mail, Reader
 from .peers import FAST, Learner, Unavailable, tfidf
+from .spamassassin import Bayes, Rules, SpamAssassin
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = "abcdefg"
+SLOW = ("spamassassin", "spamassassin-bayes")
+SLOW_ON = "abe"
+PEERS = (*FAST, *SLOW)
 SEEDS = 5
 ENRON = {"enron_dev": 2000}  # of each class: its encoding would take half an hour otherwise
 
@@ -59,11 +63,22 @@ class Run:
         self.notes += [f"{name} is not there" for name in wanted if name not in names]
         self.mail: Mail = self.reader.read(options.corpora, names, ENRON)
         self.peers: dict[str, Learner] = {}
-        for name in options.peers.split(",") if options.peers else ():
+        self.slow: dict[str, Learner] = {}
+        bayes, rules = Bayes(), Rules(options.state)
+        slow = {
+            "spamassassin": lambda: SpamAssassin(bayes, rules),
+            "spamassassin-bayes": lambda: SpamAssassin(bayes, None),
+        }
+        for name in filter(None, options.peers.split(",")):
             try:
-                self.peers[name] = FAST[name]()
+                if name in FAST:
+                    self.peers[name] = FAST[name]()
+                else:
+                    self.slow[name] = slow[name]()
             except Unavailable as error:
                 self.notes.append(f"{name} is left out: {error}")
+        if self.slow:
+            self.notes.append(f"{', '.join(self.slow)}: on {', '.join(SLOW_ON)} alone, for the time that they take")
         columns = self.reader.encoder.vocab_size
         self.general, self.personal = ours.General(columns), ours.Personal(columns)
         self.parts = ours.parts(columns)
@@ -74,13 +89,13 @@ class Run:
 
     def one(self, letter: str) -> None:
         began = time.monotonic()
-        table = self.mail.table
+        table, slow = self.mail.table, self.slow.values()
         if letter == "a":
-            self.results["a"] = self._split(splits.by_hash(table), [self.general, self.personal], self.parts)
-            plain = self._split(splits.by_hash_plain(table), [self.general, self.personal])
+            self.results["a"] = self._split(splits.by_hash(table), [self.general, self.personal], self.parts, slow)
+            plain = self._split(splits.by_hash_plain(table), [self.general, self.personal], slow=slow)
             self.results["a"]["targets"] |= plain["targets"]
         elif letter == "b":
-            self.results["b"] = self._split(splits.early_to_late(table), [self.general, self.personal])
+            self.results["b"] = self._split(splits.early_to_late(table), [self.general, self.personal], slow=slow)
         elif letter == "c":
             found = [self._split(splits.leave_out(table, t), [self.general]) for t in splits.targets(table)]
             self.results["c"] = {"targets": {k: v for each in found for k, v in each["targets"].items()}}
@@ -103,15 +118,16 @@ class Run:
 
     def _split(self, split: splits.Split, mine: Sequence[Learner], beside: Sequence[Learner] = ()) -> dict[str, Any]:
         """Figures of our contestants, compared with the peers; `beside` stand in the table only."""
-        targets = contest.hold(split, self.mail, [*mine, *beside, *self.peers.values()], self.tell)
+        peers = [*self.peers.values(), *slow]
+        targets = contest.hold(split, self.mail, [*mine, *beside, *peers], self.tell)
         if len(split.others):
             started = self.personal.after(self.mail.take(split.others))
             mine = [*mine, started]
             more = contest.hold(split, self.mail, [started], self.tell)
             for target, other in zip(targets, more, strict=True):
                 target.said.update(other.said)
-        peers = [peer.name for peer in self.peers.values()]
-        return {"targets": {t.name: contest.figures(t, self.mail, [m.name for m in mine], peers) for t in targets}}
+        names, theirs = [learner.name for learner in mine], [peer.name for peer in peers]
+        return {"targets": {target.name: contest.figures(target, self.mail, names, theirs) for target in targets}}
 
     def _streaming(self) -> Iterator[tuple[str, Learner]]:
         others = self.mail.take(splits.fitted_on(self.mail.table, ["spamassassin"]))
@@ -128,17 +144,18 @@ class Run:
             yield f"{once.name}, from nothing", once
 
     def _modern(self) -> dict[str, Any]:
+        peers = [*self.peers.values(), *self.slow.values()]
         found = [
             target
             for fold in splits.modern_folds(self.mail.table)
-            for target in contest.hold(fold, self.mail, [self.general, *self.peers.values()], self.tell)
+            for target in contest.hold(fold, self.mail, [self.general, *peers], self.tell)
             if len(target.rows)
         ]
         names = dict.fromkeys(target.name for target in found)
         targets = [contest.pool(name, [t for t in found if t.name == name]) for name in names]
         targets.insert(0, contest.pool("all of it", found))
-        peers = [peer.name for peer in self.peers.values()]
-        return {"targets": {t.name: contest.figures(t, self.mail, [self.general.name], peers) for t in targets}}
+        names = [peer.name for peer in peers]
+        return {"targets": {t.name: contest.figures(t, self.mail, [self.general.name], names) for t in targets}}
 
 
 # What takes seconds to learn a few thousand messages, which 500 labels do not repay.
@@ -149,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder that holds the corpora")
     parser.add_argument("--splits", default=",".join(SPLITS), help=f"of {SPLITS}, with commas")
-    parser.add_argument("--peers", default=",".join(FAST), help=f"of {', '.join(FAST)}, with commas")
+    parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}, with commas")
     parser.add_argument("--state", type=Path, default=Path("benchmarks/cache"), help="where encoder output is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of few labels")
@@ -157,7 +174,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw what judgement.json holds")
     options = parser.parse_args()
     letters = options.splits.split(",")
-    if unknown := [*(set(letters) - set(SPLITS)), *(set(filter(None, options.peers.split(","))) - set(FAST))]:
+    if unknown := [*(set(letters) - set(SPLITS)), *(set(filter(None, options.peers.split(","))) - set(PEERS))]:
         parser.error(f"unknown: {', '.join(unknown)}")
     file = options.results / "judgement.json"
     if options.draw:

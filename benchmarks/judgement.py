@@ -116,7 +116,13 @@ class Run:
             )
         self.results[letter]["seconds"] = round(time.monotonic() - began)
 
-    def _split(self, split: splits.Split, mine: Sequence[Learner], beside: Sequence[Learner] = ()) -> dict[str, Any]:
+    def _split(
+        self,
+        split: splits.Split,
+        mine: Sequence[Learner],
+        beside: Sequence[Learner] = (),
+        slow: Iterable[Learner] = (),
+    ) -> dict[str, Any]:
         """Figures of our contestants, compared with the peers; `beside` stand in the table only."""
         peers = [*self.peers.values(), *slow]
         targets = contest.hold(split, self.mail, [*mine, *beside, *peers], self.tell)
@@ -151,8 +157,8 @@ class Run:
             for target in contest.hold(fold, self.mail, [self.general, *peers], self.tell)
             if len(target.rows)
         ]
-        names = dict.fromkeys(target.name for target in found)
-        targets = [contest.pool(name, [t for t in found if t.name == name]) for name in names]
+        judged = dict.fromkeys(target.name for target in found)
+        targets = [contest.pool(name, [t for t in found if t.name == name]) for name in judged]
         targets.insert(0, contest.pool("all of it", found))
         names = [peer.name for peer in peers]
         return {"targets": {t.name: contest.figures(t, self.mail, [self.general.name], names) for t in targets}}

@@ -154,13 +154,14 @@ def learning_curves(
 
     for learner in learners:
         told(f"few labels, {target}: {learner.name}")
-        curves[f"{learner.name}, from nothing"] = {
+        who = learner.name.removesuffix(", from nothing")
+        curves[f"{who}, from nothing"] = {
             str(n): judged(learner, [mail.take(rows) for rows in draws[n]]) for n in LABELS
         }
         if learner.name not in slow:
             told(f"few labels, {target}: {learner.name}, after the other corpora")
             after = learner.after(others)
-            curves[f"{learner.name}, after the other corpora"] = {
+            curves[f"{who}, after the other corpora"] = {
                 "0": judged(learner, [others]),
                 **{str(n): judged(after, [mail.take(rows) for rows in draws[n]]) for n in LABELS},
             }

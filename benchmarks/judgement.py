@@ -24,6 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from spamguard.errors import SpamguardError
 from training.ship import FITTED_ON, ONLY_MEASURED
 
-from . import contest, curves, ours, splits, stream, tables, under_attack
+from . import contest, curves, ours, rspamd, splits, stream, tables, under_attack
 from .mail import Mail, Reader
-from .peers import FAST, Learner, Unavailable, tfidf
+from .peers import FAST, Learner, SeedRecipe, Unavailable, last_layer, tfidf
 from .spamassassin import Bayes, Rules, SpamAssassin
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = "abcdefg"
-SLOW = ("spamassassin", "spamassassin-bayes")
+SLOW = ("spamassassin", "rspamd")
 SLOW_ON = "abe"
 PEERS = (*FAST, *SLOW)
 SEEDS = 5
@@ -52,7 +53,7 @@ ENRON = {"enron_dev": 2000}  # of each class: its encoding would take half an ho
 class Run:
     """The mail, the contestants, and what has been found so far."""
 
-    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
+    def __init__(self, options: argparse.Namespace, progress: Progress, stack: ExitStack) -> None:
         self._task = progress.add_task("reading", total=None)
         self._progress = progress
         self.options = options
@@ -64,21 +65,16 @@ class Run:
         self.mail: Mail = self.reader.read(options.corpora, names, ENRON)
         self.peers: dict[str, Learner] = {}
         self.slow: dict[str, Learner] = {}
-        bayes, rules = Bayes(), Rules(options.state)
-        slow = {
-            "spamassassin": lambda: SpamAssassin(bayes, rules),
-            "spamassassin-bayes": lambda: SpamAssassin(bayes, None),
-        }
         for name in filter(None, options.peers.split(",")):
             try:
                 if name in FAST:
                     self.peers[name] = FAST[name]()
                 else:
-                    self.slow[name] = slow[name]()
+                    self.slow |= _slow(name, options.state, stack)
             except Unavailable as error:
                 self.notes.append(f"{name} is left out: {error}")
         if self.slow:
-            self.notes.append(f"{', '.join(self.slow)}: on {', '.join(SLOW_ON)} alone, for the time that they take")
+            self.notes.append(f"{'; '.join(self.slow)}: on {', '.join(SLOW_ON)} alone, for the time that they take")
         columns = self.reader.encoder.vocab_size
         self.general, self.personal = ours.General(columns), ours.Personal(columns)
         self.parts = ours.parts(columns)
@@ -164,8 +160,17 @@ class Run:
         return {"targets": {t.name: contest.figures(t, self.mail, [self.general.name], names) for t in targets}}
 
 
-# What takes seconds to learn a few thousand messages, which 500 labels do not repay.
-_SLOW = ("the tutorial's recipe: [CLS], 25 tokens, dense 512",)
+def _slow(name: str, state: Path, stack: ExitStack) -> dict[str, Learner]:
+    """Both contestants of SpamAssassin or of rspamd. Raises Unavailable."""
+    if name == "spamassassin":
+        bayes, rules = Bayes(), Rules(state)
+        return {name: SpamAssassin(bayes, rules), f"{name}, Bayes": SpamAssassin(bayes, None)}
+    server = stack.enter_context(rspamd.running())
+    return {name: rspamd.Rspamd(server, rules=True), f"{name}, Bayes": rspamd.Rspamd(server, rules=False)}
+
+
+# What takes long to learn thousands of messages anew for each draw of a few labels: from nothing only.
+_SLOW = (SeedRecipe.name, last_layer().name)
 
 
 def main() -> None:
@@ -207,8 +212,12 @@ def judge(options: argparse.Namespace, letters: Sequence[str]) -> dict[str, Any]
     """The results of the splits, and what they are about, as plain data."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        run = Run(options, progress)
+    terminal = console.is_terminal
+    with (
+        ExitStack() as stack,
+        Progress(*columns, console=console, transient=True, disable=not terminal) as progress,
+    ):
+        run = Run(options, progress, stack)
         for letter in letters:
             run.one(letter)
     counts = run.mail.table.groupby(["corpus", "label"]).size().unstack(fill_value=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -63,6 +64,14 @@ class Learner(Protocol):
     def after(self, others: Mail) -> Learner:
         """A learner that has seen the others' mail before."""
         ...
+
+
+class Folder:
+    """A folder that goes when nobody holds it any more."""
+
+    def __init__(self, prefix: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class Scores:
@@ -212,7 +221,7 @@ class Bogofilter:
         if self._others is None:
             return None
         judge = BogofilterJudge()
-        shutil.copytree(self._others.home.name, judge.home.name, dirs_exist_ok=True)
+        shutil.copytree(self._others.home.path, judge.home.path, dirs_exist_ok=True)
         return judge
 
     def learn(self, own: Mail) -> BogofilterJudge:
@@ -225,7 +234,7 @@ class BogofilterJudge:
     unsure, spam = (float(log_odds(p)) for p in (0.45, 0.99))
 
     def __init__(self) -> None:
-        self.home = tempfile.TemporaryDirectory(prefix="bogofilter-")
+        self.home = Folder("bogofilter-")
 
     def more(self, mail: Mail) -> None:
         """Learn these messages too."""
@@ -242,7 +251,7 @@ class BogofilterJudge:
         if not raw:
             return ""
         # -C: no configuration of this machine's user or administrator.
-        command = ["bogofilter", "-C", "-d", self.home.name, *options]
+        command = ["bogofilter", "-C", "-d", str(self.home.path), *options]
         if len(raw) == 1:
             return _output(command, raw[0])
         with tempfile.TemporaryDirectory(prefix="bogofilter-mail-") as folder:

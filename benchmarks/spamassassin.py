@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .mail import Mail, join
 from .measures import log_odds
-from .peers import Scores, Unavailable
+from .peers import Folder, Scores, Unavailable
 
 Array = npt.NDArray[np.float64]
 SCRIPT = Path(__file__).with_suffix(".pl")
@@ -49,14 +49,13 @@ class Rules:
 
 
 class Bayes:
-    """Bayes' database, of which learning and forgetting is a sum: what was learnt last is mended where that is less
-    work than learning anew."""
+    """Bayes' database. It is a sum, so what was learnt last is mended where that is less work than learning anew."""
 
     def __init__(self) -> None:
         self._learnt: dict[str, tuple[int, bytes]] = {}
-        self._home: tempfile.TemporaryDirectory[str] | None = None
+        self._home: Folder | None = None
 
-    def learn(self, mail: Mail) -> tempfile.TemporaryDirectory[str]:
+    def learn(self, mail: Mail) -> Folder:
         """A folder with the database of exactly this mail."""
         wanted = {
             content: (int(label), raw)
@@ -64,15 +63,15 @@ class Bayes:
         }
         gone = [self._learnt[content] for content in self._learnt.keys() - wanted.keys()]
         new = [wanted[content] for content in sorted(wanted.keys() - self._learnt.keys())]
-        home = tempfile.TemporaryDirectory(prefix="spamassassin-")
+        home = Folder("spamassassin-")
         if self._home is not None and len(gone) + len(new) < len(wanted):
-            shutil.copytree(self._home.name, home.name, dirs_exist_ok=True)
+            shutil.copytree(self._home.path, home.path, dirs_exist_ok=True)
         else:
             gone, new = [], [wanted[content] for content in sorted(wanted)]
         orders = [("forget", raw) for _, raw in gone]
         orders += [("spam" if label else "ham", raw) for label, raw in new]
         if orders:
-            _ask(Path(home.name), orders)
+            _ask(home.path, orders)
         self._learnt, self._home = wanted, home
         return home
 
@@ -95,7 +94,7 @@ class SpamAssassin:
         home = self._bayes.learn(own if self._others is None else join([self._others, own]))
 
         def score(mail: Mail) -> Array:
-            said = [line.split() for line in _ask(Path(home.name), [("bayes", raw) for raw in mail.raw])]
+            said = [line.split() for line in _ask(home.path, [("bayes", raw) for raw in mail.raw])]
             if self._rules is None:
                 return log_odds([float(probability) for probability, _ in said])
             return self._rules.of(mail) + np.asarray([float(points) for _, points in said])

@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +45,21 @@ class Inputs(BaseModel):
     structure: str = features.FEATURES_VERSION
 
 
+class CutoffRate(BaseModel):
+    """What a cut-off hits of ham that the head was not fitted on: the share aimed at, and the one found.
+
+    `hit` of `ham` messages; `low` and `high` are the exact 95 % interval of their share.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: float
+    ham: int
+    hit: int
+    low: float
+    high: float
+
+
 class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,6 +69,7 @@ class Manifest(BaseModel):
     encoder: dict[str, Any]
     inputs: Inputs
     cutoffs: dict[Literal["unsure", "spam"], float]
+    cutoff_rates: dict[Literal["unsure", "spam"], CutoffRate] = {}
     weights_sha256: str
     provenance: dict[str, Any] = {}
 
@@ -75,14 +93,21 @@ class Bundle:
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
 
 
-def make(head: AdditiveHead | MlpHead, cutoffs: Cutoffs, encoder: Encoder, provenance: dict[str, Any]) -> Bundle:
-    """A bundle of a freshly fitted head."""
+def make(
+    head: AdditiveHead | MlpHead,
+    cutoffs: Cutoffs,
+    encoder: Encoder,
+    provenance: dict[str, Any],
+    rates: Mapping[Literal["unsure", "spam"], CutoffRate] = MappingProxyType({}),
+) -> Bundle:
+    """A bundle of a freshly fitted head; `rates` say what its cut-offs hit."""
     manifest = Manifest(
         kind=head.kind,
         encoder_fingerprint=encoder.fingerprint,
         encoder=encoder.description,
         inputs=Inputs(),
         cutoffs={"unsure": cutoffs.unsure, "spam": cutoffs.spam},
+        cutoff_rates=dict(rates),
         weights_sha256=hashlib.sha256(_weights(head)).hexdigest(),
         provenance=provenance,
     )

@@ -6,25 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import __version__
-from .cli_base import ERROR, OneLineErrors, complain, load_config
+from .cli_base import OneLineErrors, complain, load_config, load_scorer
 from .cli_labels import labels
 from .cli_quarantine import quarantine
+from .cli_score import score
 from .errors import ScoringError
 
-if TYPE_CHECKING:
-    from .scorer import Scorer
-    from .verdict import Verdict
-
-EXIT_CODES = {"ham": 0, "unsure": 3, "spam": 1}
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
-MESSAGES_A_BATCH = 32
 
 
 @click.group(
@@ -59,42 +53,7 @@ def main(context: click.Context, file: Path | None) -> None:
 
 main.add_command(labels)
 main.add_command(quarantine)
-
-
-def load_scorer(context: click.Context) -> Scorer:
-    from .scorer import Scorer
-
-    return Scorer.from_config(load_config(context).config)
-
-
-@main.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
-@click.option("--explain", is_flag=True, help="Show every message's reasons, ham too, and each part's share.")
-@click.option("--exit-code", is_flag=True, help="Exit with 0 ham, 1 spam, 3 unsure; the worst of several.")
-@click.pass_context
-def score(context: click.Context, paths: tuple[Path, ...], as_json: bool, explain: bool, exit_code: bool) -> None:
-    """Judge messages: files, folders of files, or - for standard input.
-
-    \b
-    spamguard score message.eml
-    spamguard score --explain message.eml
-    spamguard score --json ~/Maildir/new | jq .score
-    """
-    scorer = load_scorer(context)
-    worst, failed = "ham", False
-    waiting = iter(_messages(paths))
-    while batch := list(islice(waiting, MESSAGES_A_BATCH)):
-        read = [(path, raw) for path, raw in batch if isinstance(raw, bytes)]
-        for path, error in batch:
-            if not isinstance(error, bytes):
-                failed = True
-                click.echo(f"spamguard: {path}: {error.strerror}", err=True)
-        verdicts = scorer.score([scorer.prepare(raw) for _, raw in read], explain=explain)
-        for (path, _), verdict in zip(read, verdicts, strict=True):
-            worst = max(worst, verdict.label.value, key=["ham", "unsure", "spam"].index)
-            click.echo(json.dumps(_as_json(path, verdict)) if as_json else _as_line(path, verdict, explain))
-    context.exit(ERROR if failed else EXIT_CODES[worst] if exit_code else 0)
+main.add_command(score)
 
 
 @main.command("filter")
@@ -249,54 +208,6 @@ def show_config(context: click.Context, as_json: bool) -> None:
         return
     for key, value, origin in values:
         click.echo(f"{key} = {json.dumps(_plain(value))}  # {origin}")
-
-
-def _messages(paths: tuple[Path, ...]) -> Iterator[tuple[str, bytes | OSError]]:
-    """(name, bytes) of every message, or (name, error) of what cannot be read."""
-    for path in paths:
-        if str(path) == "-":
-            yield "-", sys.stdin.buffer.read()
-            continue
-        for file in sorted(_files_below(path)) if path.is_dir() else [path]:
-            try:
-                yield str(file), file.read_bytes()
-            except OSError as error:
-                yield str(file), error
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files; of a Maildir only its mail, not what the server keeps beside it."""
-    for file in folder.rglob("*"):
-        in_maildir = (file.parent / "cur").is_dir() and (file.parent / "new").is_dir()
-        if file.is_file() and not in_maildir:
-            yield file
-
-
-def _as_json(path: str, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "path": path,
-        "score": round(verdict.probability, 6),
-        "label": verdict.label.value,
-        "cutoffs": {"unsure": verdict.cutoffs.unsure, "spam": verdict.cutoffs.spam},
-        "parts": {name: round(share, 4) for name, share in verdict.parts.items()},
-        "reasons": [{"part": r.part, "what": r.what, "logit": round(r.logit, 4)} for r in verdict.reasons],
-        "encoder": verdict.encoder,
-        "head": verdict.head,
-        "ms": round(verdict.milliseconds, 2),
-    }
-
-
-def _as_line(path: str, verdict: Verdict, explain: bool) -> str:
-    cutoffs = verdict.cutoffs
-    shown = verdict.reasons if explain else verdict.reasons[:3]
-    line = (
-        f"{path}: {verdict.label} {verdict.probability:.4f} (unsure {cutoffs.unsure:g}, spam {cutoffs.spam:g}; "
-        f"encoder {verdict.encoder}, head {verdict.head}, {verdict.milliseconds:.0f} ms)"
-    )
-    if not explain:
-        return line + "".join(f" {reason.what} {reason.logit:+.1f}" for reason in shown)
-    parts = "  ".join(f"{name} {share:+.2f}" for name, share in verdict.parts.items())
-    return "\n".join([line, f"  logit = {parts}", *(f"  {reason.logit:+6.2f}  {reason.what}" for reason in shown)])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pwd
 import sys
@@ -15,6 +16,7 @@ from .errors import ConfigError, SpamguardError
 if TYPE_CHECKING:
     from .config import Config
     from .config_file import Loaded
+    from .scorer import Scorer
 
 ERROR = 2
 # A group of commands without one of them: its help is shown. Before click 8.2 there was no such error.
@@ -26,6 +28,8 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows ASCII alone is no reason to fail
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             sys.exit(super().main(*args, **kwargs) or 0)
         except click.exceptions.Exit as leaving:
@@ -62,6 +66,12 @@ def load_config(context: click.Context) -> Loaded:
     from .config_file import load
 
     return load(context.obj)
+
+
+def load_scorer(context: click.Context) -> Scorer:
+    from .scorer import Scorer
+
+    return Scorer.from_config(load_config(context).config)
 
 
 def as_owner(config: Config) -> Config:

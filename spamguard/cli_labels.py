@@ -15,7 +15,7 @@ from .cli_base import ERROR, complain, load_config
 if TYPE_CHECKING:
     from .labels import Given
 
-_SHOWN = 12  # digits of an ID
+ID_DIGITS = 12  # digits of an ID
 _WHERE = 200
 _SOURCES = ("moved", "keyword", "command", "release", "folder")
 
@@ -87,7 +87,7 @@ def add(context: click.Context, files: tuple[Path, ...], spam: bool, ham: bool) 
                 complain([f"{name}: {fault}"])
                 continue
             content = kept.add(raw, label, "command", name)
-            click.echo(f"{content[:_SHOWN]} {label} {name}")
+            click.echo(f"{content[:ID_DIGITS]} {label} {name}")
     context.exit(ERROR if failed else 0)
 
 
@@ -109,7 +109,7 @@ def forget(context: click.Context, ids: tuple[str, ...]) -> None:
         kept.forget(contents)
     remove_everywhere(config.features_dir, contents)
     for content in contents:
-        click.echo(f"{content[:_SHOWN]} forgotten; the next retrain unlearns it")
+        click.echo(f"{content[:ID_DIGITS]} forgotten; the next retrain unlearns it")
 
 
 def _read(file: Path, limit: int) -> bytes:
@@ -124,7 +124,7 @@ def _as_json(row: Given) -> dict[str, object]:
         "id": row.content,
         "label": row.label.value,
         "source": row.source,
-        "when": _when(row),
+        "when": when(row),
         "where": row.where,
         "waiting": row.waits,
     }
@@ -135,8 +135,8 @@ def _as_line(row: Given) -> str:
 
     state = "waiting" if row.waits else "encoded"
     where = printable(row.where, _WHERE)
-    return f"{row.content[:_SHOWN]}  {_when(row)}  {row.label:4}  {row.source:7}  {state}  {where}".rstrip()
+    return f"{row.content[:ID_DIGITS]}  {when(row)}  {row.label:4}  {row.source:7}  {state}  {where}".rstrip()
 
 
-def _when(row: Given) -> str:
+def when(row: Given) -> str:
     return datetime.fromtimestamp(row.at).astimezone().isoformat(timespec="seconds")

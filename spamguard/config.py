@@ -251,6 +251,12 @@ class LearningTable(Table):
     )
     after: int = Field(20, ge=1, description="new labels after which it is time")
     hour: int | None = Field(None, ge=0, le=23, description="hour of the day at which one new label is enough")
+    headers: bool = Field(
+        True,
+        description="learn the words of headers too (sender, mail program); off if spam and ham come from two places",
+    )
+    spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
+    unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
 
 
 class BatchTable(Table):

@@ -11,6 +11,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from .disguise import join, without_marks
+
 # Codecs by the name that mail gives them. An allow-list: Python's registry also holds rot13, zlib, idna, punycode,
 # utf-7 (a way round filters) and whatever a package registered. The supersets that browsers read are used, as
 # senders write cp1252 and call it latin-1.
@@ -41,6 +43,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?([^?]*+)\?=")
 
 _SOFT = "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200d\u2060-\u2064\u206a-\u206f\ufe00-\ufe0f\ufeff"
+_BLANKS = re.compile(r"\s{2,}+|[\t-\r\x1c-\x1f\u2028\u2029]")
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _INVISIBLE = re.compile(f"[{_SOFT}{_BIDI}\ufff9-\ufffb\U000e0000-\U000e0fff]+")
 # Between two letters only: joiners are spelling in Persian and in emoji, and newsletters pad previews with them.
@@ -53,11 +56,14 @@ _NFKC_CHUNK = 512
 
 
 class Cleaned(NamedTuple):
-    """A text without invisible characters, and how many of them stood inside words or turned the direction."""
+    """A text without invisible characters, how many of them stood inside words or turned the direction, and how many
+    words were set apart letter by letter.
+    """
 
     text: str
     zero_width: int
     bidi: int
+    broken: int
 
 
 def codec(label: str | None) -> str | None:
@@ -171,15 +177,18 @@ def decode_words(value: str) -> str:
 
 
 def clean(text: str, limit: int = 262_144) -> Cleaned:
-    """`text` in NFKC with blanks collapsed and controls, zero-width and bidi characters gone (and counted).
+    """`text` in NFKC with blanks collapsed, broken words joined, and controls, zero-width and bidi characters gone.
 
     At most `limit` characters; the counts are of the whole of it.
     """
     if text.isascii():
+        text, broken = join(text)
         text = " ".join(text.split())
-        return Cleaned((text if text.isprintable() else " ".join(_CONTROLS.sub(" ", text).split()))[:limit], 0, 0)
+        text = text if text.isprintable() else " ".join(_CONTROLS.sub(" ", text).split())
+        return Cleaned(text[:limit], 0, 0, broken)
     zero_width, bidi = len(_INSIDE_WORD.findall(text)), len(_OVERRIDES.findall(text))
-    text = " ".join(_CONTROLS.sub(" ", _INVISIBLE.sub("", text)).split())[:limit]
+    text = _CONTROLS.sub(" ", _INVISIBLE.sub("", text))
+    text = _BLANKS.sub("\n", text)[:limit]  # which keeps words apart that are themselves set apart
     if not unicodedata.is_normalized("NFKC", text):
         chunks: list[str] = []
         size = 0
@@ -190,5 +199,6 @@ def clean(text: str, limit: int = 262_144) -> Cleaned:
                 break
         text = "".join(chunks)[:limit]
     # Lone surrogates (of UTF-7 or JSON tricks) cannot be encoded again by anybody downstream.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return Cleaned(" ".join(text.split()), zero_width, bidi)
+    text = without_marks(text).encode("utf-8", "replace").decode("utf-8")
+    text, broken = join(text)
+    return Cleaned(" ".join(text.split()), zero_width, bidi, broken)

@@ -40,11 +40,14 @@ class FeatureStoreError(SpamguardError):
 class FeatureStore:
     """The store for one encoder. Use as a context manager, from one thread."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        """Open or create `folder/FINGERPRINT.sqlite3`. Raises FeatureStoreError."""
+    def __init__(self, folder: Path, fingerprint: str, *, read_only: bool = False) -> None:
+        """Open `folder/FINGERPRINT.sqlite3`, and create it unless `read_only`. Raises FeatureStoreError."""
         self.file = folder / f"{fingerprint}.sqlite3"
         self._version = _inputs_version()
         try:
+            if read_only:
+                self._db = wal.to_read(self.file)
+                return
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(self.file, timeout=wal.BUSY_S, isolation_level=None)
             self._db.execute("PRAGMA synchronous = NORMAL")

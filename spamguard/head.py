@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from .encoder import FloatArray
+from .header_words import HEADER_COLUMNS
 from .wide import Counts, weigh
 
 # Standardised structure features are cut here: one odd message must not outvote its text.
@@ -66,10 +67,12 @@ class Head(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AdditiveHead:
-    """logit = bias + (deep - deep_center) . deep_weight + tfidf . wide_weight + structure' . structure_weight
+    """logit = bias + (deep - deep_center) . deep_weight + tfidf(text) . wide_weight + structure' . structure_weight
+    + tfidf(headers) . header_weight
 
     where structure' = clip((structure - center) / scale). Scales and calibration are folded into the weights, so
-    that each share is exact. Shapes: deep_* (dim,), wide_* (columns,), structure_* (k,), bias (1,).
+    that each share is exact. Shapes: deep_* (dim,), wide_* (columns,), structure_* (k,), bias (1,), and header_*
+    (HEADER_COLUMNS,), or (0,) in a head that does not read them.
     """
 
     kind: ClassVar[str] = "additive"
@@ -82,20 +85,37 @@ class AdditiveHead:
     structure_center: FloatArray
     structure_scale: FloatArray
     structure_weight: FloatArray
+    header_idf: FloatArray
+    header_weight: FloatArray
+
+    @property
+    def reads_headers(self) -> bool:
+        return self.header_weight.size > 0
 
     def parts(self, features: Features) -> dict[str, FloatArray]:
-        n = len(features)
-        wide = [float(self.word_shares(row).sum()) for row in features.wide]
-        return {
+        n, vocabulary = len(features), len(self.wide_idf)
+        wide = [float(self.word_shares(row.text(vocabulary)).sum()) for row in features.wide]
+        parts = {
             "bias": np.full(n, self.bias[0], dtype=np.float32),
             "deep": ((features.deep - self.deep_center) @ self.deep_weight).astype(np.float32),
             "wide": np.asarray(wide, dtype=np.float32),
             "structure": self.structure_shares(features.structure).sum(1),
         }
+        if self.reads_headers:
+            shares = [float(self.header_shares(row.headers(vocabulary)).sum()) for row in features.wide]
+            parts["headers"] = np.asarray(shares, dtype=np.float32)
+        return parts
 
     def word_shares(self, row: Counts) -> FloatArray:
-        """Share of each occurring column of one message, shape (u,)."""
+        """Share of each occurring column of one message's text, shape (u,)."""
         shares: FloatArray = weigh(row, self.wide_idf) * self.wide_weight[row.columns]
+        return shares
+
+    def header_shares(self, row: Counts) -> FloatArray:
+        """Share of each occurring column of one message's headers, shape (u,)."""
+        if not self.reads_headers:
+            return np.zeros(len(row.columns), np.float32)
+        shares: FloatArray = weigh(row, self.header_idf) * self.header_weight[row.columns]
         return shares
 
     def structure_shares(self, structure: FloatArray) -> FloatArray:
@@ -104,7 +124,8 @@ class AdditiveHead:
         return (standard * self.structure_weight).astype(np.float32)
 
     def check(self, dim: int, columns: int, structure: int) -> str | None:
-        wanted = {"bias": 1, "deep": dim, "wide": columns, "structure": structure}
+        headers = HEADER_COLUMNS if self.reads_headers else 0
+        wanted = {"bias": 1, "deep": dim, "wide": columns, "structure": structure, "header": headers}
         for field in fields(self):
             shape, size = getattr(self, field.name).shape, wanted[field.name.split("_")[0]]
             if shape != (size,):

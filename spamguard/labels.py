@@ -62,10 +62,13 @@ class Given:
 class Labels:
     """The labels of one state folder. Use as a context manager, from one thread."""
 
-    def __init__(self, file: Path) -> None:
-        """Open or create the file, for its owner alone. Raises LabelsError."""
+    def __init__(self, file: Path, *, read_only: bool = False) -> None:
+        """Open the file; unless `read_only` create it, for its owner alone. Raises LabelsError."""
         self.file = file
         try:
+            if read_only:
+                self._db = wal.to_read(file)
+                return
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(file, timeout=wal.BUSY_S, isolation_level=None)

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from . import mime
 from .decoding import clean, decode, decode_words
+from .disguise import fold
 from .html_text import MAX_TAGS, Link, Page, read_html
 
 __all__ = ["GTUBE", "TEXT_VERSION", "Attachment", "Link", "Message", "is_gtube", "parse"]
 
 # Part of every cache key: change it whenever the text handed to the encoder may change.
-TEXT_VERSION = "3"
+TEXT_VERSION = "4"
 
 MAX_TEXT = 262_144  # characters of a body
 MAX_LINKS = 1_000
@@ -61,7 +62,8 @@ class Message:
     `body` is the visible text: of alternatives the HTML, if it has text; attached mails too; blanks collapsed; URLs
     shortened to their hosts. `plain` is the text/plain alternative that was not read ("" if none).
     `hidden`, `zero_width` and `bidi` count the characters that were left out of `body`, and `visible` those of it,
-    blanks not counted; `base64_text` counts text parts sent as base64.
+    blanks not counted; `broken_words` and `mixed_words` count words that were set apart letter by letter or that mix
+    alphabets, before the text was mended; `base64_text` counts text parts sent as base64.
     """
 
     raw: bytes = field(repr=False)
@@ -81,6 +83,8 @@ class Message:
     hidden: int
     zero_width: int
     bidi: int
+    broken_words: int
+    mixed_words: int
     images: int
     forms: int
     scripts: int
@@ -114,24 +118,32 @@ def parse(raw: bytes) -> Message:
     subject = clean(_header_text(mime.find(tree.headers, "subject")))
     name, address = split_address(mime.find(tree.headers, "from"))
     sender = clean(name)
+    texts, mixed_words = [subject.text, sender.text, reading.body, reading.plain], 0
+    if not all(map(str.isascii, texts)):
+        # All at once, as a name alone may be too short to tell its alphabet. None of them holds a line end.
+        folded, mixed_words = fold("\n".join(texts))
+        texts = folded.split("\n")
+    subject_text, sender_name, body, plain = texts
     return Message(
         raw=raw,
         headers=tree.headers,
-        subject=subject.text,
-        sender_name=sender.text,
+        subject=subject_text,
+        sender_name=sender_name,
         sender_address=address,
         reply_address=split_address(mime.find(tree.headers, "reply-to"))[1],
-        body=reading.body,
-        plain=reading.plain,
+        body=body,
+        plain=plain,
         links=tuple(reading.links),
         attachments=tuple(reading.attachments),
         charsets=tuple(reading.charsets),
         has_html=reading.has_html,
         has_plain=reading.has_plain,
-        visible=len(reading.body) - reading.body.count(" "),
+        visible=len(body) - body.count(" "),
         hidden=reading.hidden,
         zero_width=reading.zero_width + subject.zero_width + sender.zero_width,
         bidi=reading.bidi + subject.bidi + sender.bidi,
+        broken_words=reading.broken_words + subject.broken + sender.broken,
+        mixed_words=mixed_words,
         images=reading.images,
         forms=reading.forms,
         scripts=reading.scripts,
@@ -185,7 +197,7 @@ class _Reading:
         self.attachments: list[Attachment] = []
         self.charsets: list[str] = []
         self.has_html = self.has_plain = False
-        self.hidden = self.zero_width = self.bidi = 0
+        self.hidden = self.zero_width = self.bidi = self.broken_words = 0
         self.images = self.forms = self.scripts = self.base64_text = 0
         self._tags = 0
         self._budget = 2 * _MAX_PART  # decoded bytes of all text parts together
@@ -248,6 +260,7 @@ class _Reading:
         cleaned = clean(_URL.sub(lambda match: f" {host_of(match[0])} ", text), MAX_TEXT)
         self.zero_width += cleaned.zero_width
         self.bidi += cleaned.bidi
+        self.broken_words += cleaned.broken
         if len(cleaned.text) == MAX_TEXT:
             self.defects.add("text-cut")
         return cleaned.text

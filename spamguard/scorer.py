@@ -16,10 +16,11 @@ from .encoder import CHARACTERS_A_TOKEN, Encoder, FloatArray, TokenIds
 from .encoder import load as load_encoder
 from .errors import ScoringError
 from .head import AdditiveHead, Features, Row, probability, stack
+from .header_words import column, columns, header_words
 from .headers import strip
 from .message import is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
-from .wide import WIDE_TOKENS, count
+from .wide import WIDE_TOKENS, Counts, count
 
 # How many single reasons a verdict carries; --explain shows all of these, a header the first few.
 REASONS = 12
@@ -35,6 +36,7 @@ class Prepared:
     text: str
     gtube: bool
     token_ids: TokenIds
+    header_words: tuple[str, ...]
     structure: FloatArray
     tokens: int
 
@@ -110,12 +112,16 @@ class Scorer:
                 if value > max(usual, 0)
             ]
             found += [Reason("wide", f'"{word}"', share) for word, share in self._words(item, seen, i, head).items()]
+            found += [
+                Reason("headers", f"{word} in the header", share)
+                for word, share in _header_shares(item, seen.wide[i], head).items()
+            ]
         found = [reason for reason in found if abs(reason.logit) >= SMALLEST_REASON]
         return tuple(sorted(found, key=lambda reason: -abs(reason.logit))[:REASONS])
 
     def _words(self, item: Prepared, seen: Features, i: int, head: AdditiveHead) -> dict[str, float]:
         """Each word's share of the wide part: the shares of its pieces, at each occurrence."""
-        row = seen.wide[i]
+        row = seen.wide[i].text(len(head.wide_idf))
         each = dict(zip(row.columns.tolist(), head.word_shares(row) / row.counts, strict=True))
         text = item.text
         ids, spans = self.encoder.pieces(text, WIDE_TOKENS)
@@ -124,6 +130,13 @@ class Scorer:
         for word, piece in zip(words, ids.tolist(), strict=True):
             shares[word] += float(each.get(piece, 0.0))
         return shares
+
+
+def _header_shares(item: Prepared, row: Counts, head: AdditiveHead) -> dict[str, float]:
+    """Each header word's share; of words in one column, the first has it."""
+    row = row.headers(len(head.wide_idf))
+    shares = dict(zip(row.columns.tolist(), head.header_shares(row).tolist(), strict=True))
+    return {word: shares.pop(column(word), 0.0) for word in item.header_words}
 
 
 def prepare(encoder: Encoder, raw: bytes) -> Prepared:
@@ -135,11 +148,12 @@ def prepare(encoder: Encoder, raw: bytes) -> Prepared:
     text = message.text[: WIDE_TOKENS * CHARACTERS_A_TOKEN]
     token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)
-    return Prepared(text, is_gtube(message), token_ids, features.structure(message), tokens)
+    words = tuple(header_words(message.headers))
+    return Prepared(text, is_gtube(message), token_ids, words, features.structure(message), tokens)
 
 
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
     """What a head sees of the batch. Raises ScoringError."""
     deep = encoder.encode([item.token_ids for item in batch])
-    wide = [count(item.token_ids) for item in batch]
+    wide = [count(item.token_ids, columns(item.header_words), encoder.vocab_size) for item in batch]
     return stack([Row(*seen) for seen in zip(deep, wide, [item.structure for item in batch], strict=True)])

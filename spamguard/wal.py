@@ -5,9 +5,20 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from pathlib import Path
 
 BUSY_S = 60.0
 _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)")
+
+
+def to_read(file: Path) -> sqlite3.Connection:
+    """Open a database that is there, for reading alone: nothing is made or changed. Raises sqlite3.Error.
+
+    Not by mode=ro, which leaves files of the log behind.
+    """
+    database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
+    database.execute("PRAGMA query_only = ON")
+    return database
 
 
 def set_up(database: sqlite3.Connection, schema: str) -> None:

@@ -1,4 +1,4 @@
-"""The wide part's view of a text: how often each WordPiece id occurs."""
+"""The wide part: how often each WordPiece id occurs in the text of a message, and which words in its headers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,44 @@ import numpy.typing as npt
 from .encoder import FloatArray, TokenIds
 
 # Part of every cache key and bundle: raise it when the same tokens would give other columns.
-WIDE_VERSION = 1
+WIDE_VERSION = 2
 # Tokens of a message that are counted. The encoder reads fewer; counting costs next to nothing.
 WIDE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Occurring columns, ascending, and how often each occurs; both of shape (u,)."""
+    """Occurring columns, ascending, and how often each occurs; both of shape (u,).
+
+    The columns below the size of the vocabulary are ids of tokens, those from there on words of headers.
+    """
 
     columns: npt.NDArray[np.uint32]
     counts: npt.NDArray[np.uint16]
 
+    def text(self, vocabulary: int) -> Counts:
+        """The part that counts tokens."""
+        end = int(np.searchsorted(self.columns, vocabulary))
+        return Counts(self.columns[:end], self.counts[:end])
 
-def count(tokens: TokenIds) -> Counts:
-    """Count the ids of a text's tokens; an id is its column.
+    def headers(self, vocabulary: int) -> Counts:
+        """The part that counts words of headers, its columns counted from 0."""
+        start = int(np.searchsorted(self.columns, vocabulary))
+        return Counts(self.columns[start:] - np.uint32(vocabulary), self.counts[start:])
+
+
+def count(tokens: TokenIds, headers: npt.NDArray[np.uint32], vocabulary: int) -> Counts:
+    """Count the ids of a text's tokens; an id is its column. `headers`: columns of header words, ascending, from 0.
 
     Hashed pairs of neighbouring ids beside them were tried: AUC .99928 against .99919 in 3-fold cross-validation on
     the SpamAssassin training part, within the noise, for twice the time to fit and three times the size.
     """
     columns, counts = np.unique(tokens.astype(np.uint32), return_counts=True)
-    return Counts(columns, np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16))
+    counts = np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
+    return Counts(
+        np.concatenate([columns, headers + np.uint32(vocabulary)]),
+        np.concatenate([counts, np.ones(len(headers), np.uint16)]),
+    )
 
 
 def weigh(row: Counts, idf: FloatArray) -> FloatArray:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from spamguard.head import AdditiveHead, MlpHead
+from spamguard.header_words import HEADER_COLUMNS
 
 
 def random_head(
-    kind: str, seed: int = 0, *, dim: int, columns: int, structure: int, hidden: int = 8
+    kind: str, seed: int = 0, *, dim: int, columns: int, structure: int, hidden: int = 8, headers: bool = True
 ) -> AdditiveHead | MlpHead:
     rng = np.random.default_rng(seed)
 
@@ -26,4 +27,6 @@ def random_head(
         structure_center=draw(structure),
         structure_scale=np.abs(draw(structure)) + 0.1,
         structure_weight=draw(structure),
+        header_idf=np.abs(draw(HEADER_COLUMNS if headers else 0)),
+        header_weight=draw(HEADER_COLUMNS if headers else 0),
     )

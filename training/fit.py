@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -16,8 +16,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from spamguard.encoder import FloatArray
 from spamguard.errors import CorpusError
 from spamguard.head import AdditiveHead, Features, MlpHead, logits, standardise
+from spamguard.header_words import HEADER_COLUMNS
 from spamguard.verdict import Cutoffs
 from spamguard.wide import Counts, weigh
+
+from .cutoffs import SPAM_BOUNDS, Rates, choose_cutoffs
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]  # 1 is spam
@@ -25,10 +28,9 @@ Labels = npt.NDArray[np.int64]  # 1 is spam
 # Fewer of either class and a split, a calibration or a cut-off would be an accident.
 LEAST_OF_A_CLASS = 5
 FOLDS = 3
+# Few labels should move a head far, or they would change nothing; how far, cross-validation says. Many decide alone.
+STRENGTHS, FEW = (1.0, 0.3, 0.1, 0.03, 0.01), 600
 TOLERANCE, FLAT = 1e-5, 0.01
-# Share of ham that may be called spam, on mail that the head was not fitted on; few ham cannot show so rare a
-# mistake, so the cut-off stays within bounds. From UNSURE on, a calibrated head finds spam the likelier.
-SPAM_RATE, SPAM_BOUNDS, UNSURE = 1 / 1000, (0.9, 0.999), 0.5
 MLP_WIDTH, MLP_EPOCHS, MLP_BATCH = 512, 10, 32
 
 
@@ -42,6 +44,11 @@ class Penalties:
     deep: float | None = 1000.0
     wide: float | None = 0.03
     structure: float | None = 30.0
+    headers: float | None = 0.03
+
+    def times(self, strength: float) -> Penalties:
+        parts = {name: value if value is None else value * strength for name, value in asdict(self).items()}
+        return Penalties(**parts)
 
 
 DEFAULT_PENALTIES = Penalties()
@@ -49,11 +56,15 @@ DEFAULT_PENALTIES = Penalties()
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A calibrated head, and what it said of each message when that message was not in its training folds."""
+    """A calibrated head, and what it said of each message when that message was not in its training folds.
+
+    `strength` is what the penalties were multiplied by.
+    """
 
     head: AdditiveHead | MlpHead
     cutoffs: Cutoffs
     out_of_fold: Array
+    strength: float
 
 
 def fit(
@@ -66,6 +77,7 @@ def fit(
     groups: Sequence[str] | None = None,
     penalties: Penalties = DEFAULT_PENALTIES,
     prior: AdditiveHead | None = None,
+    rates: Rates = Rates(),  # noqa: B008 (frozen)
     careful: float = SPAM_BOUNDS[0],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -73,8 +85,8 @@ def fit(
     """Fit, calibrate on out-of-fold logits, and choose cut-offs from them.
 
     `weights` (n,) default to equal weight of both classes; messages of one of `groups` never stand in a training
-    fold and its test fold at once. `careful` is the least cut-off for spam as long as there is too little ham to show
-    how much of it a lower one would hit. Raises CorpusError if a class is missing or too small.
+    fold and its test fold at once. `rates` and `careful` choose the cut-offs (cutoffs.py). Raises CorpusError if a
+    class is missing or too small.
     """
     few = min(int((labels == 0).sum()), int((labels == 1).sum()))
     if few < LEAST_OF_A_CLASS:
@@ -82,30 +94,35 @@ def fit(
         raise CorpusError(f"{ham} ham and {spam} spam: a head needs at least {LEAST_OF_A_CLASS} of each")
     weights = balanced(labels) if weights is None else weights * len(weights) / weights.sum()
 
-    def once(chosen: npt.NDArray[np.int64]) -> AdditiveHead | MlpHead:
+    def once(chosen: npt.NDArray[np.int64], strength: float) -> AdditiveHead | MlpHead:
         part = take(features, chosen)
         if kind == "mlp":
             return fit_mlp(part, labels[chosen], weights[chosen], seed=seed)
-        return fit_additive(part, labels[chosen], weights[chosen], columns, penalties, prior)
+        return fit_additive(part, labels[chosen], weights[chosen], columns, penalties.times(strength), prior)
 
-    out_of_fold = np.empty(len(labels))
     if groups is None:
-        folds = StratifiedKFold(min(FOLDS, few), shuffle=True, random_state=seed)
+        splitter = StratifiedKFold(min(FOLDS, few), shuffle=True, random_state=seed)
     else:
-        folds = StratifiedGroupKFold(min(FOLDS, few, len(set(groups))), shuffle=True, random_state=seed)
-    for done, (train, test) in enumerate(folds.split(labels, labels, groups)):
-        out_of_fold[test] = logits(once(train), take(features, test))
-        if progress:
-            progress(done + 1, folds.get_n_splits() + 1)
+        splitter = StratifiedGroupKFold(min(FOLDS, few, len(set(groups))), shuffle=True, random_state=seed)
+    folds = list(splitter.split(labels, labels, groups))
+    strengths = STRENGTHS if kind == "additive" and len(labels) < FEW else STRENGTHS[:1]
+    steps = len(strengths) * len(folds) + 1
+    tried: list[tuple[float, float, Array]] = []
+    for strength in strengths:
+        given = np.empty(len(labels))
+        for done, (train, test) in enumerate(folds):
+            given[test] = logits(once(train, strength), take(features, test))
+            if progress:
+                progress(len(tried) * len(folds) + done + 1, steps)
+        tried.append((log_loss(given, labels, weights), strength, given))
+    _, strength, out_of_fold = min(tried, key=lambda one: one[0])
     slope, offset = calibrate(out_of_fold, labels, weights)
-    head = calibrated(once(np.arange(len(labels))), slope, offset)
+    head = calibrated(once(np.arange(len(labels)), strength), slope, offset)
     probabilities = 1 / (1 + np.exp(-(slope * out_of_fold + offset)))
     if progress:
-        progress(folds.get_n_splits() + 1, folds.get_n_splits() + 1)
-    cutoffs = choose_cutoffs(probabilities[labels == 0], weights[labels == 0])
-    if (labels == 0).sum() * SPAM_RATE < 1:
-        cutoffs = replace(cutoffs, spam=max(cutoffs.spam, careful))
-    return Fitted(head, cutoffs, probabilities)
+        progress(steps, steps)
+    ham = labels == 0
+    return Fitted(head, choose_cutoffs(probabilities[ham], weights[ham], rates, careful), probabilities, strength)
 
 
 def fit_additive(
@@ -122,10 +139,17 @@ def fit_additive(
         deep = ((features.deep - base.deep_center) / spread).astype(np.float32)
         blocks["deep"] = _dense_block(deep, weights, penalties.deep, unit=spread)
     if penalties.wide is not None:
-        blocks["wide"] = _sparse_block(tfidf(features.wide, base.wide_idf), weights, penalties.wide)
+        words = tfidf([row.text(columns) for row in features.wide], base.wide_idf)
+        blocks["wide"] = _sparse_block(words, weights, penalties.wide)
     if penalties.structure is not None:
         structure = standardise(features.structure, base.structure_center, base.structure_scale)
         blocks["structure"] = _dense_block(structure, weights, penalties.structure, unit=np.ones(structure.shape[1]))
+    if penalties.headers is not None:
+        header_words = [row.headers(columns) for row in features.wide]
+        if not base.reads_headers:
+            unread = np.zeros(HEADER_COLUMNS, np.float32)
+            base = replace(base, header_idf=_idf(header_words, HEADER_COLUMNS), header_weight=unread)
+        blocks["header"] = _sparse_block(tfidf(header_words, base.header_idf), weights, penalties.headers)
     bias, steps = _minimise(list(blocks.values()), labels, weights, logits(base, features).astype(np.float64))
     fitted = {
         f"{name}_weight": (getattr(base, f"{name}_weight") + block.restore(step)).astype(np.float32)
@@ -244,21 +268,27 @@ def _spread(values: FloatArray, weights: Array) -> Array:
 
 def _scales(features: Features, weights: Array, columns: int) -> AdditiveHead:
     """Centres, scales and idf of the training mail, with all weights zero."""
-    occurring = np.concatenate([row.columns for row in features.wide])
-    frequency = np.bincount(occurring, minlength=columns)
-    # A column seen once says nothing that travels: it gets no weight (idf 0 keeps it out of the norm too).
-    idf = np.where(frequency > 1, np.log((1 + len(features)) / (1 + frequency)) + 1, 0.0)
     return AdditiveHead(
         bias=np.zeros(1, np.float32),
         deep_center=np.average(features.deep, axis=0, weights=weights).astype(np.float32),
         deep_weight=np.zeros(features.deep.shape[1], np.float32),
-        wide_idf=idf.astype(np.float32),
+        wide_idf=_idf([row.text(columns) for row in features.wide], columns),
         wide_weight=np.zeros(columns, np.float32),
         structure_center=np.average(features.structure, axis=0, weights=weights).astype(np.float32),
         # A rare feature would get a huge standard score: no scale below a tenth of a unit.
         structure_scale=np.maximum(_spread(features.structure, weights), 0.1).astype(np.float32),
         structure_weight=np.zeros(features.structure.shape[1], np.float32),
+        header_idf=np.empty(0, np.float32),
+        header_weight=np.empty(0, np.float32),
     )
+
+
+def _idf(rows: Sequence[Counts], columns: int) -> FloatArray:
+    """Inverse document frequency of each column, shape (columns,)."""
+    frequency = np.bincount(np.concatenate([row.columns for row in rows]), minlength=columns)
+    # A column seen once says nothing that travels: it gets no weight (idf 0 keeps it out of the norm too).
+    idf: FloatArray = np.where(frequency > 1, np.log((1 + len(rows)) / (1 + frequency)) + 1, 0.0).astype(np.float32)
+    return idf
 
 
 def fit_mlp(features: Features, labels: Labels, weights: Array, *, seed: int = 0) -> MlpHead:
@@ -289,6 +319,11 @@ def fit_mlp(features: Features, labels: Labels, weights: Array, *, seed: int = 0
     )
 
 
+def log_loss(given: Array, labels: Labels, weights: Array) -> float:
+    """Weighted mean of the log loss of logits (n,)."""
+    return float(weights @ np.logaddexp(0, -(2 * labels - 1) * given) / weights.sum())
+
+
 def calibrate(given: Array, labels: Labels, weights: Array) -> tuple[float, float]:
     """Slope and offset that turn out-of-fold logits into calibrated ones (Platt 1999), drawn towards (1, 0)."""
 
@@ -305,15 +340,10 @@ def calibrated(head: AdditiveHead | MlpHead, slope: float, offset: float) -> Add
     if isinstance(head, MlpHead):
         return replace(head, calibration=np.asarray([slope, offset], dtype=np.float32))
     scaled = {
-        name: getattr(head, name) * np.float32(slope) for name in ("deep_weight", "wide_weight", "structure_weight")
+        name: getattr(head, name) * np.float32(slope)
+        for name in ("deep_weight", "wide_weight", "structure_weight", "header_weight")
     }
     return replace(head, bias=(head.bias * slope + offset).astype(np.float32), **scaled)
-
-
-def choose_cutoffs(ham: Array, weights: Array, rate: float = SPAM_RATE) -> Cutoffs:
-    """Cut-offs from the out-of-fold probabilities of ham: `rate` of its weight would be called spam."""
-    spam = float(np.clip(_quantile(ham, weights, 1 - rate), *SPAM_BOUNDS))
-    return Cutoffs(UNSURE, round(spam, 4))
 
 
 def balanced(labels: Labels) -> Array:
@@ -325,10 +355,3 @@ def balanced(labels: Labels) -> Array:
 def take(features: Features, chosen: npt.NDArray[np.int64]) -> Features:
     """The chosen messages' features."""
     return Features(features.deep[chosen], [features.wide[i] for i in chosen], features.structure[chosen])
-
-
-def _quantile(values: Array, weights: Array, share: float) -> float:
-    """The value that `share` of the weight does not exceed."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(int(np.searchsorted(reached, share)), len(values) - 1)])

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,8 @@ from spamguard.labels import FOLDER, Labels
 from spamguard.verdict import Label
 
 from .corpus import tabulate
-from .fit import SPAM_BOUNDS, fit
+from .cutoffs import SPAM_BOUNDS, Rates, hits
+from .fit import DEFAULT_PENALTIES, fit
 from .labelled import encode_waiting, merge, with_features
 from .report import Figures, figures
 
@@ -88,18 +89,23 @@ def retrain(
         y = labels_of(table)
         shipped = None if fresh or kind == "mlp" else shipped_bundle(encoder)
         prior = shipped.head if shipped is not None and isinstance(shipped.head, AdditiveHead) else None
+        penalties = DEFAULT_PENALTIES if config.learning.headers else replace(DEFAULT_PENALTIES, headers=None)
+        rates = Rates(config.learning.spam_rate, config.learning.unsure_rate)
         told = None if progress is None else lambda done, total: progress("fitting", done, total)
         fitted = fit(
             features,
             y,
             columns=encoder.vocab_size,
             kind=kind,
+            penalties=penalties,
             prior=prior,
+            rates=rates,
             careful=shipped.cutoffs.spam if shipped is not None else SPAM_BOUNDS[0],
             seed=seed,
             progress=told,
         )
-        new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, prior, paths))
+        hit = hits(fitted.out_of_fold[y == 0], fitted.cutoffs, rates)
+        new = bundle.make(fitted.head, fitted.cutoffs, encoder, provenance(table, prior, paths), hit)
         folder = bundle.save(new, config.heads_dir / new.id)
         # The labels first, and that they have been learnt last: who is killed between is only fitted once more.
         if found is not None:

@@ -124,17 +124,6 @@ def test_score_does_not_depend_on_company(run: Run, tiny: Tiny, spam_file: Path)
     assert together[-1]["path"] == str(spam_file) and together[-1]["score"] == pytest.approx(alone, abs=1e-5)
 
 
-def test_score_explain_shows_the_sum_and_reasons_of_ham_too(run: Run, ham_file: Path) -> None:
-    head, total, *reasons = run("score", "--explain", ham_file).stdout.splitlines()
-    assert head.startswith(f"{ham_file}: ham")
-    assert all(f"{part} " in total for part in ("logit = bias", "deep", "wide", "structure"))
-    assert reasons and all(line.startswith("  ") for line in reasons)
-    strengths = [abs(float(line.split()[0])) for line in reasons]
-    assert strengths == sorted(strengths, reverse=True)
-    assert json.loads(run("score", "--json", ham_file).stdout)["reasons"] == []
-    assert json.loads(run("score", "--json", "--explain", ham_file).stdout)["reasons"]
-
-
 def test_score_of_gtube_is_one(run: Run) -> None:
     found = json.loads(run("score", "--json", "-", stdin=message("hello", GTUBE)).stdout)
     assert (found["score"], found["label"]) == (1.0, "spam")

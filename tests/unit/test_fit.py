@@ -14,11 +14,11 @@ from spamguard.errors import CorpusError
 from spamguard.head import AdditiveHead, Features, MlpHead, logits, probability
 from spamguard.wide import Counts
 from training import fit as fitting
-from training.fit import LEAST_OF_A_CLASS, Penalties, balanced, calibrate, choose_cutoffs, fit, take, tfidf
+from training.fit import LEAST_OF_A_CLASS, Penalties, balanced, calibrate, fit, take, tfidf
 
 DIM, COLUMNS, STRUCTURE = 8, 60, 5
 ALL = ("deep", "wide", "structure")
-EVEN = Penalties(1.0, 0.1, 1.0)  # the tests do not depend on what the benchmarks chose as default
+EVEN = Penalties(1.0, 0.1, 1.0, None)  # the tests do not depend on what the benchmarks chose as default
 
 
 def problem(n: int = 200, *, seed: int = 0, strength: float = 4.0, parts: tuple[str, ...] = ALL) -> tuple[Any, Any]:
@@ -58,7 +58,7 @@ def arrays(head: AdditiveHead | MlpHead) -> dict[str, Any]:
 @pytest.mark.parametrize("part", ALL)
 def test_each_part_alone_finds_what_it_holds(part: str) -> None:
     features, labels = problem(parts=(part,))
-    penalties = Penalties(**{name: (1.0 if name == part else None) for name in ALL})
+    penalties = Penalties(**{name: (1.0 if name == part else None) for name in ALL}, headers=None)
     found = fit(features, labels, columns=COLUMNS, penalties=penalties)
     assert roc_auc_score(labels, found.out_of_fold) > 0.97
     fresh, truth = problem(seed=1, parts=(part,))
@@ -68,7 +68,7 @@ def test_each_part_alone_finds_what_it_holds(part: str) -> None:
 @pytest.mark.parametrize("part", ALL)
 def test_a_part_without_penalty_is_left_out(part: str) -> None:
     features, labels = problem()
-    head = additive(features, labels, penalties=Penalties(**{**dict.fromkeys(ALL, 1.0), part: None}))
+    head = additive(features, labels, penalties=Penalties(**{**dict.fromkeys(ALL, 1.0), part: None}, headers=None))
     assert not getattr(head, f"{part}_weight").any()
     assert not head.parts(features)[part].any()
     assert all(getattr(head, f"{other}_weight").any() for other in ALL if other != part)
@@ -201,7 +201,7 @@ def test_groups_are_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "fit_additive", spying)
     fit(features, labels, columns=COLUMNS, groups=groups)
     *folds, everything = trained
-    assert len(folds) == fitting.FOLDS and everything == set(range(120))
+    assert len(folds) == fitting.FOLDS * len(fitting.STRENGTHS) and everything == set(range(120))
     for fold in folds:
         inside = {groups[i] for i in fold}
         assert not inside & {groups[i] for i in everything - fold}
@@ -243,7 +243,7 @@ def test_the_least_of_a_class_is_enough() -> None:
 def test_progress_reaches_the_end() -> None:
     told: list[tuple[int, int]] = []
     fit(*problem(40), columns=COLUMNS, progress=lambda done, total: told.append((done, total)))
-    steps = fitting.FOLDS + 1
+    steps = len(fitting.STRENGTHS) * fitting.FOLDS + 1
     assert told == [(i, steps) for i in range(1, steps + 1)]
 
 
@@ -328,6 +328,7 @@ def test_calibration_of_few_messages_stays_sober() -> None:
 def test_the_head_is_calibrated(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     features, labels = problem(40, strength=1.0)
     found = []
+    monkeypatch.setattr(fitting, "STRENGTHS", (1.0,))
     for slope, offset in ((1.0, 0.0), (0.5, -3.0)):
         monkeypatch.setattr(fitting, "calibrate", lambda *_, answer=(slope, offset): answer)
         found.append(fit(features, labels, columns=COLUMNS, kind=kind, penalties=EVEN))
@@ -344,32 +345,6 @@ def test_probabilities_are_calibrated_out_of_fold() -> None:
         assert labels[chosen].mean() == pytest.approx(found.out_of_fold[chosen].mean(), abs=0.08)
 
 
-@pytest.mark.parametrize("kind", ["additive", "mlp"])
-def test_cutoffs_are_ordered_and_within_bounds(kind: Any) -> None:
-    for strength in (0.0, 6.0):
-        features, labels = problem(40, strength=strength)
-        cutoffs = fit(features, labels, columns=COLUMNS, kind=kind).cutoffs
-        assert cutoffs.unsure == fitting.UNSURE <= cutoffs.spam
-        assert fitting.SPAM_BOUNDS[0] <= cutoffs.spam <= fitting.SPAM_BOUNDS[1]
-
-
-def test_cutoffs_follow_the_ham() -> None:
-    ones = np.ones(10_000)
-    clean = choose_cutoffs(np.linspace(0, 0.3, 10_000), ones)
-    assert (clean.unsure, clean.spam) == (0.5, 0.9)
-    worse = choose_cutoffs(np.concatenate([np.full(9_980, 0.1), np.full(20, 0.97)]), ones)
-    assert (worse.unsure, worse.spam) == (0.5, 0.97)
-    hopeless = choose_cutoffs(np.full(10_000, 0.9999), ones)
-    assert (hopeless.unsure, hopeless.spam) == (0.5, 0.999)
-    assert choose_cutoffs(np.linspace(0, 1, 10_001), np.ones(10_001), rate=0.05).spam == pytest.approx(0.95, abs=1e-3)
-
-
-def test_cutoffs_count_weights() -> None:
-    ham = np.concatenate([np.full(999, 0.1), [0.95]])
-    assert choose_cutoffs(ham, np.where(ham > 0.5, 0.01, 1.0)).spam == 0.9
-    assert choose_cutoffs(ham, np.where(ham > 0.5, 100.0, 1.0)).spam == 0.95
-
-
 # --- The mlp --------------------------------------------------------------------------------------------------------
 
 
@@ -382,7 +357,7 @@ def test_the_mlp_learns_what_no_sum_can() -> None:
     found = fit(features, labels, columns=COLUMNS, kind="mlp")
     assert isinstance(found.head, MlpHead)
     assert roc_auc_score(labels, found.out_of_fold) > 0.99
-    linear = fit(features, labels, columns=COLUMNS, penalties=Penalties(1.0, None, None))
+    linear = fit(features, labels, columns=COLUMNS, penalties=Penalties(1.0, None, None, None))
     assert roc_auc_score(labels, linear.out_of_fold) < 0.7
 
 
@@ -403,12 +378,6 @@ def test_tfidf_is_weigh_row_by_row() -> None:
         expected[row.columns] = (1 + np.log(row.counts)) * idf[row.columns]
         np.testing.assert_allclose(dense[i], expected / np.linalg.norm(expected), rtol=1e-5)
     assert tfidf([], idf).shape == (0, COLUMNS)
-
-
-def test_with_little_ham_the_cut_off_for_spam_stays_careful() -> None:
-    features, labels = problem(40, strength=6.0)
-    assert fit(features, labels, columns=COLUMNS, careful=0.97).cutoffs.spam >= 0.97
-    assert fit(features, labels, columns=COLUMNS).cutoffs.spam >= 0.9
 
 
 def test_fewer_groups_than_folds_is_no_error() -> None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("spamguard", "service", "training")
 CLI = "spamguard/cli.py"
-COMMANDS = (CLI, "spamguard/cli_base.py", "spamguard/cli_labels.py", "spamguard/cli_quarantine.py")
+COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "score")))
 
 # Package -> the files (or folders, ending in a slash) that may import it.
 DOORS = {

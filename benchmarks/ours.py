@@ -6,13 +6,16 @@ nothing or from a general head.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from spamguard.head import AdditiveHead, Head, logits
 from spamguard.verdict import Cutoffs
-from training.fit import DEFAULT_PENALTIES, SPAM_BOUNDS, Fitted, Penalties, choose_cutoffs, fit
-from training.ship import MODERN, MODERN_HAM_RATE, PENALTIES, weights
+from training.cutoffs import SPAM_BOUNDS, choose_cutoffs
+from training.fit import DEFAULT_PENALTIES, Fitted, Penalties, fit
+from training.ship import MODERN, PENALTIES, RATES, weights
 
 from .mail import Mail
 from .measures import log_odds
@@ -55,7 +58,7 @@ class General:
         modern = (table["corpus"].isin(MODERN) & (table["label"] == 0)).to_numpy()
         cutoffs = fitted.cutoffs
         if modern.any():
-            cutoffs = choose_cutoffs(fitted.out_of_fold[modern], np.ones(int(modern.sum())), MODERN_HAM_RATE)
+            cutoffs = choose_cutoffs(fitted.out_of_fold[modern], np.ones(int(modern.sum())), RATES)
         return OurJudge(fitted.head, cutoffs)
 
 
@@ -96,9 +99,9 @@ class Personal:
 
 def parts(columns: int) -> list[Personal]:
     """Each part of the head alone."""
-    default = DEFAULT_PENALTIES
+    words = {"deep": "meaning (layers 0, 3, 6)", "wide": "words", "structure": "structure", "headers": "headers"}
+    nothing = Penalties(None, None, None, None)
     return [
-        Personal(columns, penalties=Penalties(default.deep, None, None), part="meaning (layers 0, 3, 6)"),
-        Personal(columns, penalties=Penalties(None, default.wide, None), part="words"),
-        Personal(columns, penalties=Penalties(None, None, default.structure), part="structure"),
+        Personal(columns, penalties=replace(nothing, **{part: getattr(DEFAULT_PENALTIES, part)}), part=name)
+        for part, name in words.items()
     ]

@@ -80,7 +80,7 @@ class Server:
         content = answer.read()
         if answer.status >= 500:
             raise RuntimeError(f"rspamd answered {answer.status}: {content[:200]!r}")
-        return dict(json.loads(content))
+        return dict(json.loads(content)) if content else {}  # nothing is said of mail that gives it nothing to learn
 
 
 @contextlib.contextmanager

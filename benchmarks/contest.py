@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,24 +146,46 @@ def learning_curves(
     counts = measures.resamples(test.table["campaign"].to_numpy())
     others = mail.take(split.others)
     draws = {n: [draw(mail.labels, split.train, n, seed) for seed in range(seeds)] for n in LABELS}
-    curves: dict[str, dict[str, list[float | None]]] = {}
+    curves: dict[str, dict[int, Array]] = {}
 
-    def judged(learner: Learner, owns: Sequence[Mail]) -> list[float | None]:
-        each = [measures.auc(learner.learn(own).score(test), test.labels, counts) for own in owns]
-        return plain(measures.figure(np.mean(each, axis=0)))
+    def judged(learner: Learner, owns: Sequence[Mail]) -> Array:
+        return np.mean([measures.auc(learner.learn(own).score(test), test.labels, counts) for own in owns], axis=0)
 
     for learner in learners:
         told(f"few labels, {target}: {learner.name}")
         who = learner.name.removesuffix(", from nothing")
-        curves[f"{who}, from nothing"] = {
-            str(n): judged(learner, [mail.take(rows) for rows in draws[n]]) for n in LABELS
-        }
+        curves[f"{who}, from nothing"] = {n: judged(learner, [mail.take(rows) for rows in draws[n]]) for n in LABELS}
         if learner.name not in slow:
             told(f"few labels, {target}: {learner.name}, after the other corpora")
             after = learner.after(others)
             curves[f"{who}, after the other corpora"] = {
-                "0": judged(learner, [others]),
-                **{str(n): judged(after, [mail.take(rows) for rows in draws[n]]) for n in LABELS},
+                0: judged(learner, [others]),
+                **{n: judged(after, [mail.take(rows) for rows in draws[n]]) for n in LABELS},
             }
     ham, spam = np.bincount(test.labels, minlength=2)
-    return {"ham": int(ham), "spam": int(spam), "others": size(others), "seeds": seeds, "curves": curves}
+    return {
+        "ham": int(ham),
+        "spam": int(spam),
+        "others": size(others),
+        "seeds": seeds,
+        "curves": {
+            who: {str(n): plain(measures.figure(values)) for n, values in curve.items()}
+            for who, curve in curves.items()
+        },
+        "ahead": {
+            str(n): _ahead({who: curve[n] for who, curve in curves.items() if n in curve}) for n in (0, *LABELS)
+        },
+    }
+
+
+def _ahead(values: Mapping[str, Array]) -> dict[str, Any]:
+    """The best of ours and the best of the peers, and how far they are apart."""
+    ours = max((who for who in values if is_ours(who)), key=lambda who: values[who][0], default=None)
+    peer = max((who for who in values if not is_ours(who)), key=lambda who: values[who][0], default=None)
+    if ours is None or peer is None:
+        return {}
+    return {"ours": ours, "best peer": peer, "difference": plain(measures.figure(values[ours] - values[peer]))}
+
+
+def is_ours(who: str) -> bool:
+    return who.startswith("spamguard")

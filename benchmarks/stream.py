@@ -18,7 +18,7 @@ import numpy.typing as npt
 from spamguard.message import parse
 
 from . import measures
-from .contest import Said, Told, plain
+from .contest import Said, Told, is_ours, plain
 from .mail import Indices, Mail
 from .peers import Judge, Learner, enough
 
@@ -100,19 +100,27 @@ def held(mail: Mail, learners: Sequence[tuple[str, Learner]], told: Told) -> dic
     order, without = in_time(mail)
     stream = mail.take(order)
     labels, counts = stream.labels, measures.resamples(stream.table["campaign"].to_numpy())
-    found: dict[str, Any] = {"messages": len(order), "without a time": without, "delay": DELAY, "feedback": {}}
+    found: dict[str, Any] = {
+        "messages": len(order),
+        "without a time": without,
+        "delay": DELAY,
+        "feedback": {},
+        "ahead": {},
+    }
     marks = np.unique(np.geomspace(200, len(order), POINTS).astype(int))
     alone = np.ones((1, len(order)))
     for feedback, delay in (("at once", 0), (f"{DELAY} messages later", DELAY)):
         rows: dict[str, Any] = {}
+        areas: dict[str, Array] = {}
         for name, learner in learners:
             told(f"online, {feedback}: {name}")
             said = online(stream, learner, delay)
             curve = [
                 (int(m), float(measures.one_minus_roca(said.scores[:m], labels[:m], alone[:, :m])[0])) for m in marks
             ]
+            areas[name] = measures.one_minus_roca(said.scores, labels, counts)
             rows[name] = {
-                "1-ROCA %": plain(measures.measured(measures.one_minus_roca, said.scores, labels, counts)),
+                "1-ROCA %": plain(measures.figure(areas[name])),
                 "ham called spam": plain(
                     measures.measured(measures.share_from(said.spam, 0), said.scores, labels, counts)
                 ),
@@ -125,4 +133,10 @@ def held(mail: Mail, learners: Sequence[tuple[str, Learner]], told: Told) -> dic
                 "curve": [(m, None if np.isnan(value) else round(value, 4)) for m, value in curve],
             }
         found["feedback"][feedback] = rows
+        ours = min((name for name in areas if is_ours(name)), key=lambda name: areas[name][0])
+        peers = [name for name in areas if not is_ours(name)]
+        if peers:
+            best = min(peers, key=lambda name: areas[name][0])
+            gap = plain(measures.figure(areas[ours] - areas[best]))
+            found["ahead"][feedback] = {"ours": ours, "best peer": best, "difference": gap}
     return found

@@ -87,6 +87,14 @@ def _standings(results: Mapping[str, Any]) -> Iterator[str]:
     yield "| split | judged | ours | best peer by AUC | AUC, ours less the peer's | missed at FPR 0.5 %, likewise |"
     yield "|" + "---|" * 6
     for letter, found in results.items():
+        for name, curve in found.items() if letter == "d" else ():
+            for n, against in curve.get("ahead", {}).items() if name != "seconds" else ():
+                if against:
+                    gap = _gap(against["difference"], 1)
+                    yield f"| d | {name}, {n} labels | {against['ours']} | {against['best peer']} | {gap} | |"
+        for feedback, each in found.get("ahead", {}).items():
+            gap = _gap(each["difference"], -1, 1)
+            yield f"| f | labels {feedback} | {each['ours']} | {each['best peer']} | 1-ROCA: {gap} | |"
         for name, target in found.get("targets", {}).items():
             for who, against in target.get("ahead", {}).items():
                 area, missed = against["auc"], against["fnr at fpr 0.5%"]
@@ -96,11 +104,11 @@ def _standings(results: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
-def _gap(difference: Sequence[float], better: int) -> str:
+def _gap(difference: Sequence[float], better: int, times: float = 100) -> str:
     value, low, high = difference
     said = "level" if value == 0 else "ahead" if value * better > 0 else "behind"
     sure = "" if low > 0 or high < 0 else ", not beyond doubt"
-    return f"{_figure(difference, 100)} {said}{sure}"
+    return f"{_figure(difference, times)} {said}{sure}"
 
 
 def _few(name: str, found: Mapping[str, Any]) -> Iterator[str]:

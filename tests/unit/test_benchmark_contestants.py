@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-from benchmarks import contest, curves, measures, ours, peers, stream, tables, under_attack
+from benchmarks import contest, curves, measures, ours, peers, splits, stream, tables, under_attack
 from benchmarks.mail import Mail, join
 from benchmarks.spamassassin import Bayes, SpamAssassin
 from spamguard.head import Features
@@ -267,6 +267,7 @@ def results() -> dict[str, object]:
                 "others": "x",
                 "seeds": 2,
                 "curves": {"naive Bayes, from nothing": curve},
+                "ahead": {"0": {}, "10": {"ours": "spamguard", "best peer": "x", "difference": [0.1, -0.1, 0.2]}},
             },
             "seconds": 1,
         },
@@ -275,6 +276,7 @@ def results() -> dict[str, object]:
             "without a time": 1,
             "delay": 100,
             "feedback": {"at once": {"spamguard": row}},
+            "ahead": {"at once": {"ours": "spamguard", "best peer": "x", "difference": [-0.1, -0.2, -0.05]}},
             "seconds": 1,
         },
         "g": {
@@ -304,6 +306,8 @@ def test_tables_and_pictures_of_what_was_found(tmp_path: Path) -> None:
     assert "| bidi | 25 / 50, 3.5 |" in text
     perfect = next(line for line in text.splitlines() if line.startswith("| spamguard, from nothing | 100.00"))
     assert perfect.count("|") == 9
+    assert "| d | spamassassin, 10 labels | spamguard | x | 10.00 [-10.00, 20.00] ahead, not beyond doubt | |" in text
+    assert "| f | labels at once | spamguard | x | 1-ROCA: -0.10 [-0.20, -0.05] ahead | |" in text
     assert "| a | all of it | spamguard, from nothing | naive Bayes, multinomial | " in text
 
 
@@ -335,3 +339,41 @@ def test_pooled_messages_keep_the_cutoffs_of_their_own_judge() -> None:
     assert pooled.rows.tolist() == [3, 5]
     share = measures.share_from(said.spam, 1)(said.scores, np.asarray([1, 1]), np.ones((1, 2)))
     assert share[0] == 0.5
+
+
+def test_learning_curves_start_from_nothing_and_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    mail = mail_of([*HAM, *SPAM] * 3, ([0] * 20 + [1] * 20) * 3, VECTORIZER)
+    rows = np.random.default_rng(2).permutation(120)
+    split = splits.Split("few labels", rows[:60], {"own": rows[60:90]}, rows[90:])
+    monkeypatch.setattr(contest, "few_labels", lambda table, target: split)
+    monkeypatch.setattr(contest, "LABELS", (10, 20))
+    learners = [ours.Personal(COLUMNS), peers.NaiveBayes(), peers.tfidf()]
+    found = contest.learning_curves(mail, "own", learners, (peers.tfidf().name,), 2, lambda what: None)
+    assert {who: sorted(curve) for who, curve in found["curves"].items()} == {
+        "spamguard, from nothing": ["10", "20"],
+        "spamguard, after the other corpora": ["0", "10", "20"],
+        "naive Bayes, multinomial, from nothing": ["10", "20"],
+        "naive Bayes, multinomial, after the other corpora": ["0", "10", "20"],
+        "tf-idf + logistic regression, from nothing": ["10", "20"],
+    }
+    assert all(value[0] > 0.9 for curve in found["curves"].values() for value in curve.values())
+    none = found["ahead"]["0"]
+    assert none["ours"] == "spamguard, after the other corpora" and none["best peer"].startswith("naive Bayes")
+    ours_then, theirs = (found["curves"][none[who]]["0"][0] for who in ("ours", "best peer"))
+    assert none["difference"][0] == pytest.approx(ours_then - theirs, abs=2e-6)
+    assert found["others"] == contest.size(mail.take(split.others))
+
+
+def test_the_stream_is_judged_with_labels_at_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "in_time", lambda mail: (np.arange(len(mail)), 3))
+    learners = [("spamguard", ours.Personal(COLUMNS)), ("naive Bayes", peers.NaiveBayes())]
+    found = stream.held(LONG, learners, lambda what: None)
+    assert found["messages"] == 300 and found["without a time"] == 3
+    assert list(found["feedback"]) == ["at once", "100 messages later"]
+    for rows in found["feedback"].values():
+        assert set(rows) == {"spamguard", "naive Bayes"}
+        assert rows["spamguard"]["curve"][-1] == (300, pytest.approx(rows["spamguard"]["1-ROCA %"][0], abs=1e-4))
+    # Who waits for labels says nothing for longer.
+    first, late = (found["feedback"][feedback]["naive Bayes"]["1-ROCA %"][0] for feedback in found["feedback"])
+    assert first < late
+    assert found["ahead"]["at once"]["best peer"] == "naive Bayes"

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from .disguise import join, without_marks
+from .disguise import join, may_be_apart, without_marks
 
 # Codecs by the name that mail gives them. An allow-list: Python's registry also holds rot13, zlib, idna, punycode,
 # utf-7 (a way round filters) and whatever a package registered. The supersets that browsers read are used, as
@@ -181,14 +181,28 @@ def clean(text: str, limit: int = 262_144) -> Cleaned:
 
     At most `limit` characters; the counts are of the whole of it.
     """
+    zero_width = bidi = broken = 0
+    if not text.isascii():
+        zero_width, bidi = len(_INSIDE_WORD.findall(text)), len(_OVERRIDES.findall(text))
+        text = _INVISIBLE.sub("", text)
+    cleaned = " ".join(text.split())
+    if not (text.isascii() and cleaned.isprintable()):
+        cleaned = " ".join(_normal(cleaned, limit).split())
+    cleaned = cleaned[:limit]
+    if may_be_apart(cleaned):
+        # Two blanks keep words apart that are themselves set apart, so that this needs the text with its blanks.
+        joined, broken = join(_normal(_BLANKS.sub("\n", text), limit))
+        cleaned = " ".join(joined.split()) if broken else cleaned
+    return Cleaned(cleaned, zero_width, bidi, broken)
+
+
+def _normal(text: str, limit: int) -> str:
+    """At most `limit` characters of it in NFKC, encodable, without controls and marks that do not compose."""
+    if not text.isprintable():
+        text = _CONTROLS.sub(" ", text)
+    text = text[:limit]
     if text.isascii():
-        text, broken = join(text)
-        text = " ".join(text.split())
-        text = text if text.isprintable() else " ".join(_CONTROLS.sub(" ", text).split())
-        return Cleaned(text[:limit], 0, 0, broken)
-    zero_width, bidi = len(_INSIDE_WORD.findall(text)), len(_OVERRIDES.findall(text))
-    text = _CONTROLS.sub(" ", _INVISIBLE.sub("", text))
-    text = _BLANKS.sub("\n", text)[:limit]  # which keeps words apart that are themselves set apart
+        return text
     if not unicodedata.is_normalized("NFKC", text):
         chunks: list[str] = []
         size = 0
@@ -199,6 +213,4 @@ def clean(text: str, limit: int = 262_144) -> Cleaned:
                 break
         text = "".join(chunks)[:limit]
     # Lone surrogates (of UTF-7 or JSON tricks) cannot be encoded again by anybody downstream.
-    text = without_marks(text).encode("utf-8", "replace").decode("utf-8")
-    text, broken = join(text)
-    return Cleaned(" ".join(text.split()), zero_width, bidi, broken)
+    return without_marks(text).encode("utf-8", "replace").decode("utf-8")

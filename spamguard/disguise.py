@@ -40,12 +40,12 @@ _NOT_LATIN = re.compile("[^A-Za-z]+")
 _LATIN_TO_FOREIGN = 3  # letters of a text that is Latin
 
 _MARKS = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
-_STACKED = re.compile(f"(?<=[{_LATIN}])[{_MARKS}]++")
+_STACKED = re.compile(f"[{_MARKS}](?<=[{_LATIN}].)[{_MARKS}]*+", re.DOTALL)
 
 # One letter, one separator, again and again, and always the same separator; two blanks or a line end part words.
 _LETTER = "[A-Za-z\u00c0-\u02af\u0370-\u052f]"
 _APART = re.compile(rf"([ .*_-])(?<={_LETTER}.)(?<![^\W_]{_LETTER}.){_LETTER}(?:\1{_LETTER}(?![^\W_])){{3,}}+")
-# Text in UTF-8 as letters "a", separators " " and the rest "#": a quick look for what most mail has not.
+# Text in UTF-8 as letters "a", separators " " and the rest "#".
 _CLASSES = bytes(
     ord(" ") if byte in b" .*_-" else ord("a") if bytes((byte,)).isalpha() or byte >= 0xC0 else ord("#")
     for byte in range(256)
@@ -93,13 +93,16 @@ def without_marks(text: str) -> str:
     return _STACKED.sub("", text)
 
 
+def may_be_apart(text: str) -> bool:
+    """Whether `join` may find anything: a quick look for what most mail has not."""
+    return b" a a a " in text.encode("utf-8", "replace").translate(_CLASSES, _CONTINUED)
+
+
 def join(text: str) -> tuple[str, int]:
     """Words of five letters or more that are set apart letter by letter made whole, and how many there were.
 
     Alphabets ("A B C D E") and rows of one or two signs ("x o x o x") stay. Read before blanks are collapsed.
     """
-    if b" a a a " not in text.encode("utf-8", "replace").translate(_CLASSES, _CONTINUED):
-        return text, 0
     count = 0
 
     def joined(match: re.Match[str]) -> str:

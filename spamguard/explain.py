@@ -22,10 +22,11 @@ from .encoder import FloatArray
 from .errors import ScoringError
 from .featurestore import FeatureStore
 from .head import AdditiveHead, Features, Row, stack
+from .header_words import columns
 from .labels import Given, Labels
 from .scorer import SMALLEST_REASON, Prepared, Scorer
 from .verdict import Verdict
-from .wide import WIDE_TOKENS, count, weigh
+from .wide import WIDE_TOKENS, Counts, count, weigh
 
 # A phrase is a sentence, cut after this many tokens (some 30 words): of a longer one nobody sees what did it.
 LONGEST = 40
@@ -52,7 +53,7 @@ class Phrase:
     """A phrase as the reader sees it, how often it stands in the text, and its share of the logit.
 
     The share is what the logit of the message falls by when every occurrence is left out of the text and what follows
-    moves up; the structure stays. Above zero towards spam. As words act together, shares do not add up to anything.
+    moves up; structure and headers stay. Above zero towards spam. As words act together, shares add up to nothing.
     """
 
     text: str
@@ -80,7 +81,8 @@ def phrases(scorer: Scorer, item: Prepared, verdict: Verdict) -> list[Phrase]:
     if not groups:
         return []
     left = scorer.encoder.tokenize([_without(item.text, spans) for spans in groups], WIDE_TOKENS)
-    rows = [replace(verdict.seen, wide=count(ids)) for ids in left]
+    headers = columns(item.header_words)
+    rows = [replace(verdict.seen, wide=count(ids, headers, scorer.encoder.vocab_size)) for ids in left]
     # Behind the encoder's window a phrase changes nothing that would have to be encoded again.
     window = scorer.encoder.max_tokens
     changed = [i for i, ids in enumerate(left) if not np.array_equal(ids[:window], item.token_ids[:window])]
@@ -138,19 +140,24 @@ class _Asked:
         self._head = head
         self._deep = _unit(seen.deep - head.deep_center)
         self._words = np.zeros((len(seen), len(head.wide_idf)), np.float32)
-        for words, counts in zip(self._words, seen.wide, strict=True):
+        for words, counts in zip(self._words, self._texts(seen), strict=True):
             words[counts.columns] = weigh(counts, head.wide_idf)
 
     def likest(self, there: dict[str, Row]) -> list[tuple[float, str]]:
         """For each asked message how alike the stored one most like it is, and its content."""
         contents = sorted(there)
         stored = stack([there[content] for content in contents])
-        columns = np.concatenate([counts.columns for counts in stored.wide])
-        weights = np.concatenate([weigh(counts, self._head.wide_idf) for counts in stored.wide])
-        of = np.repeat(np.arange(len(stored)), [len(counts.columns) for counts in stored.wide])
-        words = [np.bincount(of, asked[columns] * weights, minlength=len(stored)) for asked in self._words]
+        texts = self._texts(stored)
+        ids = np.concatenate([counts.columns for counts in texts])
+        weights = np.concatenate([weigh(counts, self._head.wide_idf) for counts in texts])
+        of = np.repeat(np.arange(len(stored)), [len(counts.columns) for counts in texts])
+        words = [np.bincount(of, asked[ids] * weights, minlength=len(stored)) for asked in self._words]
         alike = (self._deep @ _unit(stored.deep - self._head.deep_center).T + np.stack(words)) / 2
         return [(float(row[j]), contents[j]) for row, j in zip(alike, alike.argmax(1), strict=True)]
+
+    def _texts(self, features: Features) -> list[Counts]:
+        """The words of the texts alone, as headers would find the same sender and not the same thing said."""
+        return [counts.text(len(self._head.wide_idf)) for counts in features.wide]
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

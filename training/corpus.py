@@ -62,13 +62,23 @@ def tabulate(
     progress: Callable[[int, int], None] | None = None,
     settled: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Read all mail, encode what the store does not hold yet, and list it: content, label, source, where.
+    """Read all mail below the paths, as `tabulate_items` does. Raises CorpusError."""
+    return tabulate_items(list(find(paths)), encoder, store, progress, settled)
+
+
+def tabulate_items(
+    items: Sequence[Labelled],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Callable[[int, int], None] | None = None,
+    settled: Collection[str] = (),
+) -> tuple[pd.DataFrame, list[str]]:
+    """Read mail, encode what the store does not hold yet, and list it: content, label, source, where.
 
     Each content stands once; mail that carries both labels is left out, and so is what is `settled`: contents of
     which the user has said what they are. Returns the table and complaints (files that could not be read,
     contradictions), one line each. `progress` is told (messages done, messages in all).
     """
-    items = list(find(paths))
     rows: list[tuple[str, int, str, str]] = []
     complaints: list[str] = []
     for start in range(0, len(items), MESSAGES_A_STEP):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,36 @@ from spamguard import bundle
 from spamguard.config_file import load
 from spamguard.encoder import load as load_encoder
 from spamguard.features import registrable
+from spamguard.featurestore import FeatureStore, content_hash
 from spamguard.head import Features, logits, probability
 from spamguard.message import parse
 from spamguard.scorer import Scorer
 from spamguard.wide import Counts
 
+from .corpus import Labelled, find, tabulate_items
 from .cutoffs import Rates, choose_cutoffs, hits
 from .fit import Penalties, fit, take
+from .labelled import with_features
 from .report import Figures, as_text, figures
-from .retrain import gather, labels_of, provenance
+from .retrain import labels_of, provenance
 
-FITTED_ON = ("spamassassin", "foff_dev", "modern_dev", "glitchyzorua_dev", "rlists_dev", "html_templates_dev")
+FITTED_ON = (
+    "spamassassin",
+    "enron_dev",
+    "foff_dev",
+    "modern_dev",
+    "glitchyzorua_dev",
+    "rlists_dev",
+    "html_templates_dev",
+)
 # Stronger on words than the default: leaving whole corpora out, AUC on csdmc2010 rose from .965 to .984 and on
 # foff_dev from .890 to .904 (docs/lab-notes.md).
 PENALTIES = Penalties(deep=1000.0, wide=0.3, structure=30.0, headers=None)
 # Shares of modern ham, by count, that may be hit.
 RATES = Rates(spam=1 / 100)
+# Of a large corpus so many of each class suffice: it counts by the square root of its size.
+AT_MOST = 1000
+SAMPLED = frozenset({"enron_dev"})
 # May be measured on, not fitted on: a collection of modern_dev without a licence, and whole corpora.
 NOT_LICENSED = frozenset({"philly_bike"})
 ONLY_MEASURED = ("csdmc2010", "phishing_pot_dev")
@@ -50,8 +65,13 @@ def main(corpora: Path, folder: Path) -> None:
     console = Console(stderr=True)
 
     def read(name: str) -> tuple[pd.DataFrame, Features]:
-        with console.status(f"reading and encoding {name}"):
-            table, features, complaints = gather([corpora / name], config, encoder)
+        items = list(find([corpora / name]))
+        with (
+            console.status(f"reading and encoding {name}"),
+            FeatureStore(config.features_dir, encoder.fingerprint) as store,
+        ):
+            table, complaints = tabulate_items(sample(items) if name in SAMPLED else items, encoder, store)
+            table, features, complaints = with_features(table, store, complaints)
         console.print(f"{name}: {len(table)} messages, {len(complaints)} left out")
         return table.assign(corpus=name), features
 
@@ -91,6 +111,12 @@ def main(corpora: Path, folder: Path) -> None:
     bundle.save(new, folder, card(Scorer(encoder, new), fitting, rows))
     for name, found in rows.items():
         console.print(f"\n{name}\n{as_text(found)}", highlight=False)
+
+
+def sample(items: Sequence[Labelled]) -> list[Labelled]:
+    """AT_MOST of each class, those with the least content hash: any part of the corpus, and always the same one."""
+    ordered = sorted(items, key=lambda item: content_hash(item.read()))
+    return [item for label in (0, 1) for item in [one for one in ordered if one.label == label][:AT_MOST]]
 
 
 def weights(table: pd.DataFrame) -> npt.NDArray[np.float64]:
@@ -153,8 +179,8 @@ Cut-offs: unsure from {unsure} (spam is the likelier), spam from {spam}, chosen 
 |---|---|---|
 {fitted_on}
 
-SpamAssassin's public corpus (2001-2003), receipts, parcels, newsletters, alerts, templates and spam from public
-repositories (2014-2026), R mailing lists (2019-2024). Text is decoded subject, From display name and visible body;
+SpamAssassin's public corpus (2001-2003), a sample of Enron-Spam (1999-2005), receipts, parcels, newsletters, alerts,
+templates and spam from public repositories (2014-2026), R mailing lists (2019-2024). Text is decoded subject, From display name and visible body;
 no address, date or other header is read. No message is contained in the head, but single words have weights.
 
 ## Figures

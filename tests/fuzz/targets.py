@@ -16,7 +16,11 @@ from service import content, envelope
 from service.hop import Hop, Reply
 from spamguard import headers
 from spamguard.config import NextHopTable
+from spamguard.decoding import clean
+from spamguard.disguise import fold
 from spamguard.errors import DeliveryError
+from spamguard.features import structure
+from spamguard.message import parse
 from spamguard.verdict import Cutoffs, Label, Reason, Verdict
 
 # The envelope
@@ -205,9 +209,25 @@ def replies_of_the_next_hop(data: bytes) -> None:
     assert (whole, type(same), same.reply) == (replies, type(error), error.reply)
 
 
+# What the judge reads
+
+
+def mail_as_read(data: bytes) -> None:
+    """Any bytes are a message, of texts on one line that can be written and in which nothing is left to mend."""
+    message = parse(data)
+    texts = (message.subject, message.sender_name, message.body, message.plain)
+    assert all(text == " ".join(text.split()) and text.encode() is not None for text in texts)
+    together = "\n".join(texts)
+    assert fold(together)[0] == together
+    assert all(clean(clean(text).text).text == clean(text).text for text in texts)
+    values = structure(message)
+    assert ((values >= 0) & (values <= 10)).all()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "commands": commands,
     "header_block": header_block,
     "data_on_the_wire": data_on_the_wire,
     "replies_of_the_next_hop": replies_of_the_next_hop,
+    "mail_as_read": mail_as_read,
 }

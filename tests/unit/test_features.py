@@ -71,6 +71,11 @@ CASES: dict[str, tuple[bytes, bytes]] = {
     "link_code": (link("data:text/html;base64,xxxx"), link("http://data.example/")),
     "reply_elsewhere": (mail(Reply_To="x@other.example"), mail(Reply_To="Ann <help@mail.shop.example>")),
     "name_elsewhere": (mail(From="help@bank.com <x@evil.example>"), mail(From="shop.com <ann@mail.shop.com>")),
+    "bulk_untold": (
+        mail("<a href=http://x.example.net/>Buy now</a>", "text/html", From="Great Deal <great@qzxshop.com>"),
+        mail("<a href=http://x.example.net/>Qzx Shop</a>", "text/html", From="Great Deal <great@qzxshop.com>"),
+    ),
+    "sender_untold": (mail(From="Ann <info@qzxshop.com>"), mail(From="Ann <ann@qzxshop.com>")),
     "hidden_text": (html("<i style='display:none'>hash busting</i>"), html("<i>hash busting</i>")),
     "hidden_share": (html(f"<i hidden>{'x' * 400}</i>"), html("<i hidden>x</i>")),
     "zero_width": (mail("Via\u200bgra"), mail("preview \u200b \u200c \ufeff")),
@@ -118,6 +123,38 @@ def test_slips_of_honest_writers_are_no_disguise(authority: str) -> None:
 @pytest.mark.parametrize("authority", ["www.bank.example@evil.example", "%65vil.example"])
 def test_disguised_hosts(authority: str) -> None:
     assert value("link_disguise", link(f"http://{authority}/")) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("sender", "text"),
+    [
+        ("Acme <news@mail.acme.com>", "Hello"),  # its name is its site's
+        ("News <news@mail.acme.co.uk>", "Bye, A C M E or Acme."),
+        ("PM Press <a@pmpress.org>", "Hello"),
+        ("News <a@pm-press.org>", "Yours, PM Press"),
+        ("News <a@pmpress.org>", "Read on at www.pmpress.org today"),
+        ("News <sender@mail.invalid>", "Hello"),  # nobody's
+        ("News <ann@localhost>", "Hello"),
+        ("News", "Hello"),
+    ],
+)
+def test_a_sender_that_says_who_he_is(sender: str, text: str) -> None:
+    shown = mail(f"<p>{text}<a href=http://elsewhere.example/>x</a>", "text/html", From=sender)
+    assert value("bulk_untold", shown) == 0.0
+    assert value("sender_untold", shown) == 0.0
+
+
+def test_letters_need_not_name_a_provider() -> None:
+    page = "<p>See you at noon <a href=http://maps.example/>here</a>"
+    assert value("bulk_untold", mail(page, "text/html", From="Ann <ann@gmail.com>")) == 0.0
+    assert value("bulk_untold", mail("See http://maps.example/", From="Ann <ann@qzxshop.com>")) == 0.0
+    assert value("bulk_untold", mail("<p>See you", "text/html", From="Ann <ann@qzxshop.com>")) == 0.0
+    assert value("bulk_untold", mail(page, "text/html", From="Ann <ann@qzxshop.com>")) == 1.0
+
+
+def test_words_that_mix_alphabets_are_seen_though_folded() -> None:
+    assert parse(mail("p\u0430ypal")).body == "paypal"
+    assert value("mixed_script", mail("p\u0430ypal and p\u0430ypal")) == pytest.approx(np.log1p(2))
 
 
 def test_every_feature_has_a_case() -> None:

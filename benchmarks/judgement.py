@@ -47,7 +47,6 @@ SLOW = ("spamassassin", "rspamd")
 SLOW_ON = "abe"
 PEERS = (*FAST, *SLOW)
 SEEDS = 5
-ENRON = {"enron_dev": 2000}  # of each class: its encoding would take half an hour otherwise
 
 
 class Run:
@@ -59,10 +58,10 @@ class Run:
         self.options = options
         self.notes: list[str] = []
         self.reader = Reader(options.state, lambda what, done, total: self.tell(f"{what}: {done} of {total}"))
-        wanted = [*FITTED_ON, *ONLY_MEASURED, *(ENRON if options.enron else ())]
+        wanted = [*FITTED_ON, *ONLY_MEASURED]
         names = [name for name in wanted if (options.corpora / name).is_dir()]
         self.notes += [f"{name} is not there" for name in wanted if name not in names]
-        self.mail: Mail = self.reader.read(options.corpora, names, ENRON)
+        self.mail: Mail = self.reader.read(options.corpora, names)
         self.peers: dict[str, Learner] = {}
         self.slow: dict[str, Learner] = {}
         for name in filter(None, options.peers.split(",")):
@@ -181,7 +180,6 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("benchmarks/cache"), help="where encoder output is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of few labels")
-    parser.add_argument("--enron", action="store_true", help="encode and use a sample of enron_dev as well")
     parser.add_argument("--draw", action="store_true", help="only draw what judgement.json holds")
     options = parser.parse_args()
     letters = options.splits.split(",")

@@ -26,7 +26,7 @@ from spamguard.headers import strip
 from spamguard.message import parse
 from training.corpus import encode, find
 from training.fit import take
-from training.ship import group
+from training.ship import SAMPLED, group, sample
 
 from .splits import campaigns
 
@@ -99,25 +99,21 @@ class Reader:
         self._seed: Encoder = load_encoder(SEED_RECIPE)
         self._vocabulary = CountVectorizer()
 
-    def read(self, corpora: Path, names: Iterable[str], at_most: dict[str, int]) -> Mail:
-        """All labelled mail of those folders, each content once; of a folder in `at_most` so many of each class.
+    def read(self, corpora: Path, names: Iterable[str]) -> Mail:
+        """All labelled mail of those folders, each content once; of a large one the sample that ship.py takes.
 
         Mail that stands there with both labels is left out. Raises SpamguardError.
         """
         rows: list[tuple[str, int, str, str, str, str]] = []
         raws: dict[str, bytes] = {}
         for name in names:
-            found = [
-                (hashlib.sha256(raw).hexdigest(), content_hash(raw), item.label, item.source, item.where, raw)
-                for item in find([corpora / name])
-                for raw in (item.read(),)
-            ]
-            counts = {0: 0, 1: 0}
-            for sha256, content, label, source, where, raw in sorted(found):
-                if counts[label] < at_most.get(name, len(found)):
-                    counts[label] += 1
-                    rows.append((content, label, name, source, where, sha256))
-                    raws[content] = raw
+            items = list(find([corpora / name]))
+            for item in sample(items) if name in SAMPLED else items:
+                raw = item.read()
+                content = content_hash(raw)
+                raws[content] = raw
+                rows.append((content, item.label, name, item.source, item.where, hashlib.sha256(raw).hexdigest()))
+        rows.sort(key=lambda row: (row[2], row[5]))
         table = pd.DataFrame(rows, columns=["content", "label", "corpus", "source", "where", "sha256"])
         both = table.groupby("content")["label"].transform("nunique") > 1
         table = table[~both].drop_duplicates("content", ignore_index=True)

@@ -91,6 +91,7 @@ def test_nothing_of_the_target_is_learnt_and_nothing_that_may_not_be(target: str
 
 def test_a_target_that_was_not_read_is_none() -> None:
     assert "enron_dev" not in splits.targets(TABLE)
+    assert "foff_dev" in splits.targets(TABLE)
     assert "phishing_pot_dev + rlists_dev" not in splits.targets(TABLE[TABLE["corpus"] != "rlists_dev"])
 
 

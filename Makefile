@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FUZZ   := $(VENV)/.fuzz-installed
+PICTURES := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit fuzz check bench bench-smtp crash storm head clean
+.PHONY: help run test unit fuzz check bench bench-accuracy bench-smtp crash storm head clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,8 +46,14 @@ check: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## accuracy table; CORPORA=DIR holds a folder spamassassin with ham/ and spam/
-	$(BIN)/python benchmarks/accuracy.py $(or $(CORPORA),$(error say CORPORA=DIR))/spamassassin
+$(PICTURES): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench-accuracy: $(PICTURES) ## judgement beside its peers; CORPORA=DIR holds corpora; ARGS='--splits a,b --peers bogofilter'
+	$(BIN)/python -m benchmarks.judgement $(or $(CORPORA),$(error say CORPORA=DIR)) $(ARGS)
+
+bench: bench-accuracy
 
 bench-smtp: $(STAMP) ## throughput of the SMTP path beside its peers; ARGS='--memory' or '--large': resident size
 	$(BIN)/python -m benchmarks.smtp $(ARGS)

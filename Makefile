@@ -10,7 +10,7 @@ PICTURES := $(VENV)/.bench-installed
 .PHONY: help run test unit fuzz check bench bench-accuracy bench-smtp crash storm head clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' || { echo 'make: $(PYTHON) lacks venv: apt-get install python3.11-venv'; exit 1; }

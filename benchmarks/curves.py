@@ -33,6 +33,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
             "xtick.color": INK,
             "ytick.color": INK,
             "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
             "svg.fonttype": "none",
             "svg.hashsalt": "spamguard",  # the same results give the same file
         }
@@ -144,8 +146,8 @@ def _finish(figure: Any, panels: Sequence[Any], x: str, y: str) -> None:
         for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(name, line)
         axes.set(xlabel=x, ylabel=y)
-        axes.set_title(axes.get_title(), fontsize=10, loc="left")
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, frameon=False)
+    columns = max(1, int(figure.get_figwidth() * 13 / (8 + max(map(len, shown), default=0))))  # 13 characters an inch
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _save(figure: Any, file: Path) -> Path:

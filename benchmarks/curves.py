@@ -57,6 +57,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _roc(targets: Mapping[str, Any], file: Path) -> Path:
+    from matplotlib.ticker import NullFormatter
+
     figure, panels = _panels(targets, 4.2, 3.4)
     for axes, (name, target) in zip(panels, targets.items(), strict=False):
         for who, curves in target["curves"].items():
@@ -66,9 +68,10 @@ def _roc(targets: Mapping[str, Any], file: Path) -> Path:
             axes.step(
                 x, [max(100 * missed, 0.05) for _, missed in curves["roc"]], where="post", **_style(who, targets)
             )
-        axes.set(
-            xscale="log", yscale="log", title=name, xlim=(100 * 0.5 / max(target["ham"], 1), 20), ylim=(0.05, 100)
-        )
+        axes.set(xscale="log", yscale="log", title=name, xlim=(50 / max(target["ham"], 1), 20), ylim=(0.05, 100))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     _finish(figure, panels, "ham called spam, %", "spam missed, %")
     return _save(figure, file)
 
@@ -146,7 +149,7 @@ def _finish(figure: Any, panels: Sequence[Any], x: str, y: str) -> None:
         for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(name, line)
         axes.set(xlabel=x, ylabel=y)
-    columns = max(1, int(figure.get_figwidth() * 13 / (8 + max(map(len, shown), default=0))))  # 13 characters an inch
+    columns = max(1, int(figure.get_figwidth() * 15 / (8 + max(map(len, shown), default=0))))  # 15 characters an inch
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=columns, frameon=False)
 
 

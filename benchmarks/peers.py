@@ -139,7 +139,7 @@ def tfidf(strength: float | None = None) -> Learner:
 
 def last_layer() -> Learner:
     return Sklearn(
-        "mean of the last layer + logistic regression",
+        "last layer + logistic regression",
         lambda mail: mail.features.deep[:, -mail.short.deep.shape[1] :],
         lambda: StandardScaler(with_std=False),
     )
@@ -186,7 +186,7 @@ class NaiveJudge:
 class SeedRecipe:
     """[CLS] of 25 tokens and a dense layer of 512, as in the tutorial; not calibrated."""
 
-    name, probable = "the tutorial's recipe: [CLS], 25 tokens, dense 512", True
+    name, probable = "the tutorial's recipe", True
 
     def __init__(self, others: Mail | None = None) -> None:
         self._others = others

@@ -138,6 +138,11 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     click.echo(
         f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
     )
+    for name, rate in done.bundle.manifest.cutoff_rates.items():
+        click.echo(
+            f"  {name}: hits {rate.hit} of {rate.ham} ham held out (95 %: {rate.low:.2%} to {rate.high:.2%}), "
+            f"aim {rate.target:.2%}"
+        )
     if config.head.path is not None:
         complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
 

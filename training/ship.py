@@ -180,9 +180,9 @@ Cut-offs: unsure from {unsure} (spam is the likelier), spam from {spam}, chosen 
 {fitted_on}
 
 SpamAssassin's public corpus (2001-2003), a sample of Enron-Spam (1999-2005), receipts, parcels, newsletters, alerts,
-templates and spam from public repositories (2014-2026), R mailing lists (2019-2024). Text is decoded subject, From display name and visible body;
-of other headers only the sender's and the reply address and the date are looked at, as structure: whether they fit the
-rest. No message is contained in the head, but single words have weights.
+templates and spam from public repositories (2014-2026), R mailing lists (2019-2024). Text is decoded subject, From
+display name and visible body. Of other headers only date and addresses are looked at, as structure: whether they fit
+the rest. No message is contained in the head, but single words have weights.
 
 ## Figures
 

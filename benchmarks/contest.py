@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,20 +148,21 @@ def learning_curves(
     draws = {n: [draw(mail.labels, split.train, n, seed) for seed in range(seeds)] for n in LABELS}
     curves: dict[str, dict[int, Array]] = {}
 
-    def judged(learner: Learner, owns: Sequence[Mail]) -> Array:
-        return np.mean([measures.auc(learner.learn(own).score(test), test.labels, counts) for own in owns], axis=0)
+    def mean(judges: Iterable[Judge]) -> Array:
+        return np.mean([measures.auc(judge.score(test), test.labels, counts) for judge in judges], axis=0)
+
+    def drawn(learner: Learner) -> dict[int, Array]:
+        return {n: mean(learner.learn(mail.take(rows)) for rows in draws[n]) for n in LABELS}
 
     for learner in learners:
         told(f"few labels, {target}: {learner.name}")
         who = learner.name.removesuffix(", from nothing")
-        curves[f"{who}, from nothing"] = {n: judged(learner, [mail.take(rows) for rows in draws[n]]) for n in LABELS}
+        curves[f"{who}, from nothing"] = drawn(learner)
         if learner.name not in slow:
             told(f"few labels, {target}: {learner.name}, after the other corpora")
             after = learner.after(others)
-            curves[f"{who}, after the other corpora"] = {
-                0: judged(learner, [others]),
-                **{n: judged(after, [mail.take(rows) for rows in draws[n]]) for n in LABELS},
-            }
+            start = getattr(after, "start", None) or learner.learn(others)
+            curves[f"{who}, after the other corpora"] = {0: mean([start]), **drawn(after)}
     ham, spam = np.bincount(test.labels, minlength=2)
     return {
         "ham": int(ham),

@@ -377,3 +377,15 @@ def test_the_stream_is_judged_with_labels_at_once_and_late(monkeypatch: pytest.M
     first, late = (found["feedback"][feedback]["naive Bayes"]["1-ROCA %"][0] for feedback in found["feedback"])
     assert first < late
     assert found["ahead"]["at once"]["best peer"] == "naive Bayes"
+
+
+def test_without_a_label_who_has_a_start_judges_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Starting(Words):
+        start = peers.Scores(lambda mail: np.zeros(len(mail)))
+
+    split = splits.Split("few labels", np.arange(20), {"own": np.arange(40)}, np.arange(20, 40))
+    monkeypatch.setattr(contest, "few_labels", lambda table, target: split)
+    monkeypatch.setattr(contest, "LABELS", (10,))
+    found = contest.learning_curves(ALL, "own", [Starting()], (), 1, lambda what: None)
+    assert found["curves"]["words, after the other corpora"]["0"][0] == 0.5  # it says the same of all
+    assert found["curves"]["words, after the other corpora"]["10"][0] > 0.5

@@ -46,7 +46,7 @@ class Inputs(BaseModel):
 
 
 class CutoffRate(BaseModel):
-    """What a cut-off hits of ham that the head was not fitted on: the share aimed at, and the one found.
+    """What a cut-off hits of ham that it was chosen on, but the head not fitted on: share aimed at and found.
 
     `hit` of `ham` messages; `low` and `high` are the exact 95 % interval of their share.
     """
@@ -158,7 +158,10 @@ def load(folder: Path, encoder: Encoder) -> Bundle:
             "run spamguard retrain, or change [encoder] back"
         )
     if manifest.inputs != Inputs():
-        raise BundleError(f"{folder}: fitted by another version of spamguard; run spamguard retrain")
+        raise BundleError(
+            f"{folder}: fitted by another version of spamguard; run spamguard retrain FOLDER on labelled mail, "
+            f"or remove {folder.parent / CURRENT} to go on with the head that ships"
+        )
     head = _read_head(folder, manifest)
     fault = head.check(encoder.dim, encoder.vocab_size, len(features.NAMES))
     if fault:

@@ -146,19 +146,26 @@ def _as_json(path: str, verdict: Verdict, why: Why | None) -> dict[str, Any]:
 
 
 def _as_text(path: str, verdict: Verdict, why: Why | None) -> str:
+    from .headers import printable
+
     cutoffs = verdict.cutoffs
     line = (
         f"{path}: {verdict.label} {verdict.probability:.4f} (unsure {cutoffs.unsure:g}, spam {cutoffs.spam:g}; "
         f"encoder {verdict.encoder}, head {verdict.head}, {verdict.milliseconds:.0f} ms)"
     )
     if why is None:
-        return line + "".join(f" {reason.what} {reason.logit:+.1f}" for reason in verdict.reasons[:_REASONS])
+        return line + "".join(
+            f" {printable(reason.what, _PATH)} {reason.logit:+.1f}" for reason in verdict.reasons[:_REASONS]
+        )
     phrases, near = why
     lines = [line, "  logit = " + "  ".join(f"{name} {share:+.2f}" for name, share in verdict.parts.items())]
     if phrases:
         lines += ["  phrases (what the logit would lose without each):", *map(_phrase, phrases[:_PHRASES])]
     if verdict.reasons:
-        lines += ["  words and facts:", *(f"   {reason.logit:+6.2f}  {reason.what}" for reason in verdict.reasons)]
+        lines += [
+            "  words and facts:",
+            *(f"   {reason.logit:+6.2f}  {printable(reason.what, _PATH)}" for reason in verdict.reasons),
+        ]
     return "\n".join([*lines, *([_label(near)] if near else [])])
 
 

@@ -3,8 +3,8 @@
 They say who writes, and with which program: the strongest evidence there is in one user's own mail, and none in
 anybody else's. So only a head fitted on the user's own labels gives them weight; the head that ships has none.
 
-Nothing is read that tells how or where a message was received, filed or judged (Received, Delivered-To, List-*,
-X-Spam-*, ...): mail collected at two places would differ in that, whatever it says.
+Read are the headers that the sender's program writes for the reader's, and no others: what tells how a mail was
+received, filed or judged (Received, List-*, X-Spam-*, ...) tells the places apart where mail was collected.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ from .mime import Headers
 
 # Columns of header words; two that share one are as one word.
 HEADER_COLUMNS = 1 << 15
-_MOST_HEADERS, _MOST_WORDS, _LONGEST = 100, 256, 500
+_MOST_HEADERS, _MOST_WORDS, _LONGEST_VALUE, _LONGEST_WORD = 100, 256, 500, 80
 
-_TRANSPORT = re.compile(
-    r"arc-|authentication-results|delivered-to|delivery-date|dkim-|domainkey|envelope-to|errors-to|in-reply-to|list-"
-    r"|precedence|received|references|resent-|return-path|sender$|status$|subject$|x-account-key|x-apparently-to"
-    r"|x-beenthere|x-bogosity|x-eop|x-forefront|x-forwarded|x-gm-|x-google|x-greylist|x-incoming|x-keywords|x-loop"
-    r"|x-mailman|x-message-|x-microsoft|x-mozilla|x-ms-|x-original|x-received|x-sender-ip|x-sid-|x-spam|x-status"
-    r"|x-uid|x-virus|x-ymail"
-)
 _ADDRESSES = frozenset({"from", "reply-to", "to", "cc"})
-_ADDRESS = re.compile(r'[^\s<>"(),:;@]{1,64}@([^\s<>"(),:;@]{1,255})')
+_READ = _ADDRESSES | {
+    "content-transfer-encoding", "content-type", "date", "importance", "message-id", "mime-version", "organization",
+    "user-agent", "x-mailer", "x-mimeole", "x-msmail-priority", "x-priority",
+}  # fmt: skip
+_DOMAIN = r"([\w.:\[\]-]{1,255})"
+_ADDRESS = re.compile(rf"[\w.!#$%&'*+/=?^`{{|}}~-]{{1,64}}@{_DOMAIN}")
+_MESSAGE_ID = re.compile(rf"<?([!-;=?-~]{{1,200}})@{_DOMAIN}>?")
 _WORD = re.compile(r"[^\W_]{2,24}")
 _LETTERS, _DIGITS = re.compile(r"[a-z]+"), re.compile(r"\d+")
 _TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,40}|charset=\"?[\w-]{1,30}")
-_BOUNDARY = re.compile(r'boundary="?([^";\s]{1,70})')
+_BOUNDARY = re.compile(r'boundary="?([!#-~]{1,70})')
 _ZONE = re.compile(r"([+-]\d{4}|[a-z]{3})\s*(?:\([^)]*\))?\s*$")
 
 
 def header_words(headers: Headers) -> list[str]:
-    """The words, sorted, each once: `from:@shop.example`, `x-mailer:outlook`, ...; at most 256."""
+    """The words, sorted, each once: `from:@shop.example`, `x-mailer:outlook`, ...
+
+    At most 256 of 80 characters, and all of them may be shown: none holds a blank or a control character.
+    """
     found: set[str] = set()
     for name, value in headers[:_MOST_HEADERS]:
         name = name.lower()
-        if not _TRANSPORT.match(name):
-            found.add(f"{name}:")
-            found.update(f"{name}:{word}" for word in _words(name, value[:_LONGEST].lower()))
+        if name in _READ:
+            words = _words(name, value[:_LONGEST_VALUE].lower())
+            found.update(f"{name}:{word}"[:_LONGEST_WORD] for word in ("", *words))
     return sorted(found)[:_MOST_WORDS]
 
 
@@ -56,8 +58,8 @@ def _words(name: str, value: str) -> list[str]:
         domains = [f"@{registrable(match[1])}" for match in addresses]
         return [match[0] for match in addresses] + domains + _WORD.findall(value.partition("<")[0])[:12]
     if name == "message-id":
-        local, _, domain = value.strip().strip("<>").rpartition("@")
-        return [f"@{registrable(domain)}", _shape(local)]
+        found = _MESSAGE_ID.search(value)
+        return [f"@{registrable(found[2])}", _shape(found[1])] if found else []
     if name == "date":
         zone = _ZONE.search(value)
         return [zone[1]] if zone else []

@@ -38,17 +38,15 @@ def choose_cutoffs(
     `careful` is the least cut-off for spam as long as there is too little ham to show how much a lower one would hit.
     """
     shown = len(ham) * rates.spam >= 1
-    spam = float(
-        np.clip(_quantile(ham, weights, 1 - rates.spam), SPAM_BOUNDS[0] if shown else careful, SPAM_BOUNDS[1])
-    )
+    spam = float(np.clip(_above(ham, weights, rates.spam), SPAM_BOUNDS[0] if shown else careful, SPAM_BOUNDS[1]))
     unsure = UNSURE_BOUNDS[1]
     if len(ham) * rates.unsure >= 1:
-        unsure = float(np.clip(_quantile(ham, weights, 1 - rates.unsure), *UNSURE_BOUNDS))
-    return Cutoffs(round(unsure, 4), round(spam, 4))
+        unsure = float(np.clip(_above(ham, weights, rates.unsure), *UNSURE_BOUNDS))
+    return Cutoffs(unsure, spam)
 
 
 def hits(ham: Array, cutoffs: Cutoffs, rates: Rates) -> dict[Literal["unsure", "spam"], CutoffRate]:
-    """How much of this ham, probabilities (n,), each cut-off hits."""
+    """How much of this ham, probabilities (n,), each cut-off hits; if it was chosen on it, that flatters a little."""
     return {
         "unsure": _rate(ham, cutoffs.unsure, rates.unsure),
         "spam": _rate(ham, cutoffs.spam, rates.spam),
@@ -62,8 +60,10 @@ def _rate(ham: Array, cutoff: float, target: float) -> CutoffRate:
     return CutoffRate(target=target, ham=len(ham), hit=above, low=float(interval.low), high=float(interval.high))
 
 
-def _quantile(values: Array, weights: Array, share: float) -> float:
-    """The value that `share` of the weight does not exceed."""
-    order = np.argsort(values)
+def _above(values: Array, weights: Array, share: float) -> float:
+    """The least number of four digits that at most `share` of the weight reaches."""
+    order = np.argsort(values)[::-1]
     reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(int(np.searchsorted(reached, share)), len(values) - 1)])
+    # So many of the greatest may be hit; the next one must stay below.
+    hit = int(np.searchsorted(reached, share * (1 + 1e-9), side="right"))
+    return 0.0 if hit == len(values) else round((np.floor(values[order][hit] * 1e4) + 1) / 1e4, 4)

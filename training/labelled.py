@@ -55,7 +55,9 @@ def with_features(
     known = table["content"].isin(rows.keys())
     complaints = list(complaints)
     if lacking := int((~known).sum()):
-        complaints.append(f"{lacking} labels name mail that is gone and that this encoder never read: left out")
+        complaints.append(
+            f"{lacking} labels name mail that is gone and that this encoder, in this version, never read: left out"
+        )
     table = table[known].reset_index(drop=True)
     if table.empty:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""

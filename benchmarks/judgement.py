@@ -13,9 +13,10 @@ all contestants on the same mail, in one run. The splits (`benchmarks/splits.py`
 Near-duplicates never stand on both sides, and intervals (95 %) are bootstrapped over campaigns. Nothing is chosen in
 the run on the mail that is judged: our penalties are constants of `training/`, those of the peers come of
 cross-validation on the mail that is learnt from. But the constants, two features and the use of Enron-Spam were once
-chosen with csdmc2010, foff_dev and phishing_pot in view, the search for few labels on half of the test part of (a). Tables go to
-benchmarks/results/judgement.md and .json, pictures beside them. `--draw` makes the tables and pictures of an earlier
-run anew.
+chosen with csdmc2010, foff_dev and phishing_pot in view, the search for few labels on half of the test part of (a).
+
+Tables go to benchmarks/results/judgement.md and .json, pictures beside them. `--draw` makes the tables and pictures
+of an earlier run anew.
 """
 
 from __future__ import annotations

@@ -168,19 +168,26 @@ class NaiveJudge:
 
     def __init__(self, columns: int) -> None:
         self._words, self._messages = np.zeros((2, columns)), np.zeros(2)
+        self._sums, self._known = np.zeros(2), 0  # of the words; of the columns that have some
 
     def more(self, mail: Mail) -> None:
         """Learn these messages too."""
+        columns = np.unique(mail.words.indices)
+        self._known += int((self._words[:, columns].sum(0) == 0).sum())
         for label in (0, 1):
             rows = mail.words[mail.labels == label]
             np.add.at(self._words[label], rows.indices, rows.data)
+            self._sums[label] += rows.data.sum()
             self._messages[label] += rows.shape[0]
 
     def score(self, mail: Mail) -> Array:
-        known = self._words.sum(0) > 0  # a word that was never seen says nothing
-        each = np.log((self._words + 1) / (self._words.sum(1, keepdims=True) + known.sum()))
+        columns = np.unique(mail.words.indices)
+        counts = self._words[:, columns]
+        each = np.log((counts + 1) / (self._sums + self._known)[:, None])
         prior = np.log((self._messages[1] + 1) / (self._messages[0] + 1))
-        return np.asarray(mail.words @ np.where(known, each[1] - each[0], 0.0) + prior)
+        # A word that was never seen says nothing.
+        weights = np.where(counts.sum(0) > 0, each[1] - each[0], 0.0)
+        return np.asarray(mail.words[:, columns] @ weights + prior)
 
 
 class SeedRecipe:

@@ -13,39 +13,9 @@ from sklearn.metrics import roc_auc_score
 from spamguard.errors import CorpusError
 from spamguard.head import AdditiveHead, Features, MlpHead, logits, probability
 from spamguard.wide import Counts
+from tests.fit_problem import ALL, COLUMNS, DIM, EVEN, additive, problem
 from training import fit as fitting
 from training.fit import LEAST_OF_A_CLASS, Penalties, balanced, calibrate, fit, take, tfidf
-
-DIM, COLUMNS, STRUCTURE = 8, 60, 5
-ALL = ("deep", "wide", "structure")
-EVEN = Penalties(1.0, 0.1, 1.0, None)  # the tests do not depend on what the benchmarks chose as default
-
-
-def problem(n: int = 200, *, seed: int = 0, strength: float = 4.0, parts: tuple[str, ...] = ALL) -> tuple[Any, Any]:
-    """Features and labels; in each of `parts` the first columns tell spam, the other columns are noise."""
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(n) % 2).astype(np.int64)
-    rng.shuffle(labels)
-    deep = rng.normal(size=(n, DIM)).astype(np.float32)
-    structure = rng.random((n, STRUCTURE)).astype(np.float32)
-    if "deep" in parts:
-        deep[:, 0] += strength * labels
-    if "structure" in parts:
-        structure[:, 0] += strength * labels
-    rows = []
-    for label in labels:
-        columns = set(rng.choice(np.arange(10, COLUMNS), 5, replace=False).tolist())
-        if "wide" in parts:
-            columns |= set(rng.choice(np.arange(5 * label, 5 * label + 5), 2, replace=False).tolist())
-        chosen = np.asarray(sorted(columns), np.uint32)
-        rows.append(Counts(chosen, rng.integers(1, 4, len(chosen)).astype(np.uint16)))
-    return Features(deep, rows, structure), labels
-
-
-def additive(features: Features, labels: Any, **options: Any) -> AdditiveHead:
-    head = fit(features, labels, columns=COLUMNS, **options).head
-    assert isinstance(head, AdditiveHead)
-    return head
 
 
 def arrays(head: AdditiveHead | MlpHead) -> dict[str, Any]:
@@ -245,64 +215,6 @@ def test_progress_reaches_the_end() -> None:
     fit(*problem(40), columns=COLUMNS, progress=lambda done, total: told.append((done, total)))
     steps = len(fitting.STRENGTHS) * fitting.FOLDS + 1
     assert told == [(i, steps) for i in range(1, steps + 1)]
-
-
-# --- The prior ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def prior() -> AdditiveHead:
-    return additive(*problem(400, seed=7), penalties=EVEN)
-
-
-def flipped(n: int, seed: int) -> tuple[Features, Any]:
-    """A user for whom the words mean the opposite."""
-    features, labels = problem(n, seed=seed, parts=("wide",))
-    return features, 1 - labels
-
-
-def test_the_prior_brings_scales_and_idf(prior: AdditiveHead) -> None:
-    head = additive(*problem(30, seed=8), prior=prior)
-    for name in ("deep_center", "wide_idf", "structure_center", "structure_scale"):
-        np.testing.assert_array_equal(getattr(head, name), getattr(prior, name))
-
-
-def test_a_prior_that_is_right_already_stays(prior: AdditiveHead) -> None:
-    features, labels = problem(40, seed=9)
-    near = fitting.fit_additive(features, labels, balanced(labels), COLUMNS, Penalties(100, 100, 100), prior)
-    for part in ALL:
-        weight = getattr(prior, f"{part}_weight")
-        assert np.linalg.norm(getattr(near, f"{part}_weight") - weight) < 0.1 * np.linalg.norm(weight)
-
-
-def test_words_that_the_new_mail_lacks_keep_their_weight(prior: AdditiveHead) -> None:
-    features, labels = problem(40, seed=9)
-    absent = sorted(set(range(COLUMNS)) - {10, 11, 12} - {int(c) for row in features.wide for c in row.columns})
-    rows = [Counts(row.columns[row.columns >= 5], row.counts[row.columns >= 5]) for row in features.wide]
-    head = fitting.fit_additive(
-        Features(features.deep, rows, features.structure), labels, balanced(labels), COLUMNS, EVEN, prior
-    )
-    np.testing.assert_array_equal(head.wide_weight[[*range(5), *absent]], prior.wide_weight[[*range(5), *absent]])
-
-
-def test_few_labels_stay_near_the_prior_and_many_leave_it(prior: AdditiveHead) -> None:
-    away = []
-    for n in (10, 100, 1000):
-        features, labels = flipped(n, seed=10)
-        head = fitting.fit_additive(features, labels, np.ones(n), COLUMNS, EVEN, prior)
-        away.append(float(np.linalg.norm(head.wide_weight - prior.wide_weight)))
-    assert 0 < away[0] < away[1] < away[2]
-    fresh, truth = flipped(300, seed=11)
-    assert roc_auc_score(truth, logits(prior, fresh)) < 0.1
-    assert roc_auc_score(truth, logits(head, fresh)) > 0.9
-
-
-def test_with_few_labels_the_prior_helps() -> None:
-    truth, answers = problem(400, seed=20, strength=1.0)
-    prior = additive(*problem(2000, seed=21, strength=1.0), penalties=EVEN)
-    few, labels = problem(2 * LEAST_OF_A_CLASS, seed=22, strength=1.0)
-    alone, helped = (additive(few, labels, prior=start, penalties=EVEN) for start in (None, prior))
-    assert roc_auc_score(answers, logits(helped, truth)) > roc_auc_score(answers, logits(alone, truth))
 
 
 # --- Calibration and cut-offs ---------------------------------------------------------------------------------------

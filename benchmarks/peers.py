@@ -51,7 +51,7 @@ class Judge(Protocol):
 
 
 class Learner(Protocol):
-    """Makes a judge of mail."""
+    """Makes judges of mail. Those of a `steady` one can learn `more`; one with a `start` can judge before a label."""
 
     @property
     def name(self) -> str: ...
@@ -148,7 +148,7 @@ def last_layer() -> Learner:
 class NaiveBayes:
     """Multinomial, of counts, smoothed by one (Manning et al. 2008, 13.2)."""
 
-    name, probable = "naive Bayes, multinomial", True
+    name, probable, steady = "naive Bayes, multinomial", True, True
 
     def __init__(self, others: Mail | None = None) -> None:
         self._others = others
@@ -210,7 +210,7 @@ class SeedRecipe:
 class Bogofilter:
     """bogofilter as Debian has it, with its own cut-offs. It reads the headers too."""
 
-    name, probable = "bogofilter (reads headers)", True
+    name, probable, steady = "bogofilter (reads headers)", True, True
 
     def __init__(self, others: BogofilterJudge | None = None) -> None:
         if not shutil.which("bogofilter"):

@@ -51,7 +51,7 @@ class Judge(Protocol):
 
 
 class Learner(Protocol):
-    """Makes a judge of mail."""
+    """Makes judges of mail. Those of a `steady` one can learn `more`; one with a `start` can judge before a label."""
 
     @property
     def name(self) -> str: ...
@@ -148,7 +148,7 @@ def last_layer() -> Learner:
 class NaiveBayes:
     """Multinomial, of counts, smoothed by one (Manning et al. 2008, 13.2)."""
 
-    name, probable = "naive Bayes, multinomial", True
+    name, probable, steady = "naive Bayes, multinomial", True, True
 
     def __init__(self, others: Mail | None = None) -> None:
         self._others = others
@@ -168,19 +168,26 @@ class NaiveJudge:
 
     def __init__(self, columns: int) -> None:
         self._words, self._messages = np.zeros((2, columns)), np.zeros(2)
+        self._sums, self._known = np.zeros(2), 0  # of the words; of the columns that have some
 
     def more(self, mail: Mail) -> None:
         """Learn these messages too."""
+        columns = np.unique(mail.words.indices)
+        self._known += int((self._words[:, columns].sum(0) == 0).sum())
         for label in (0, 1):
             rows = mail.words[mail.labels == label]
             np.add.at(self._words[label], rows.indices, rows.data)
+            self._sums[label] += rows.data.sum()
             self._messages[label] += rows.shape[0]
 
     def score(self, mail: Mail) -> Array:
-        known = self._words.sum(0) > 0  # a word that was never seen says nothing
-        each = np.log((self._words + 1) / (self._words.sum(1, keepdims=True) + known.sum()))
+        columns = np.unique(mail.words.indices)
+        counts = self._words[:, columns]
+        each = np.log((counts + 1) / (self._sums + self._known)[:, None])
         prior = np.log((self._messages[1] + 1) / (self._messages[0] + 1))
-        return np.asarray(mail.words @ np.where(known, each[1] - each[0], 0.0) + prior)
+        # A word that was never seen says nothing.
+        weights = np.where(counts.sum(0) > 0, each[1] - each[0], 0.0)
+        return np.asarray(mail.words[:, columns] @ weights + prior)
 
 
 class SeedRecipe:
@@ -203,7 +210,7 @@ class SeedRecipe:
 class Bogofilter:
     """bogofilter as Debian has it, with its own cut-offs. It reads the headers too."""
 
-    name, probable = "bogofilter (reads headers)", True
+    name, probable, steady = "bogofilter (reads headers)", True, True
 
     def __init__(self, others: BogofilterJudge | None = None) -> None:
         if not shutil.which("bogofilter"):

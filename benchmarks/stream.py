@@ -1,7 +1,8 @@
 """(f) Online, as the TREC spam track did it: messages in the order in which they came, each judged, then told.
 
-A contestant that can learn message by message does (`more`); the others are fitted anew when labels have grown by a
-fifth, by twenty at least. Near-duplicates stay: they are what mail is like.
+A contestant that can learn message by message (`steady`) does so from the first one on; the others are fitted anew
+after twenty more labels, as spamguard does in service, or when they have grown by a twentieth, for the time it takes.
+Near-duplicates stay: they are what mail is like.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .peers import Judge, Learner, enough
 
 Array = npt.NDArray[np.float64]
 DELAY = 100  # messages after which the label comes, in the second run
-GROWTH, LEAST = 1.2, 20
+GROWTH, LEAST = 1.05, 20
 POINTS = 80  # of the curve
 PLAUSIBLE = (datetime(2001, 6, 1, tzinfo=UTC), datetime(2003, 6, 1, tzinfo=UTC))
 _SUBSET = re.compile(r"/((?:easy-ham|hard-ham|spam)-\d)_(\d+)")
@@ -75,20 +76,25 @@ def online(mail: Mail, learner: Learner, delay: int) -> Said:
     Without a label a contestant that has a start judges by that, another says nothing: 0.
     """
     judge: Judge | None = getattr(learner, "start", None)
+    steady = getattr(learner, "steady", False)
     said = [np.full(len(mail), value) for value in (0.0, np.inf, np.inf)]
     learnt, due, i = 0, LEAST, 0
     while i < len(mail):
         known = max(0, i - delay)
-        if judge is not None and (more := getattr(judge, "more", None)):
-            if known > learnt:
-                more(mail.take(np.arange(learnt, known)))
-                learnt = known
-        elif known >= due and enough(own := mail.take(np.arange(known))):
-            judge, learnt, due = learner.learn(own), known, max(known + LEAST, int(known * GROWTH))
-        elif known >= due:
-            due = known + 1
-        step = 1 if hasattr(judge, "more") else max(1, due - known)
-        now = np.arange(i, min(i + step, len(mail)))
+        if steady and known > learnt:
+            new = mail.take(np.arange(learnt, known))
+            if judge is None:
+                judge = learner.learn(new)
+            else:
+                judge.more(new)  # type: ignore[attr-defined]
+            learnt = known
+        elif not steady and known >= due:
+            own = mail.take(np.arange(known))
+            if enough(own):
+                judge, due = learner.learn(own), max(known + LEAST, int(known * GROWTH))
+            else:
+                due = known + 1
+        now = np.arange(i, min(i + (1 if steady else max(1, due - known)), len(mail)))
         if judge is not None:
             said[0][now], said[1][now], said[2][now] = judge.score(mail.take(now)), judge.unsure, judge.spam
         i += len(now)

@@ -127,7 +127,7 @@ def _online(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{found['messages']} messages of SpamAssassin by the topmost Received date, else Date; "
         f"{found['without a time']} have none and follow their neighbour by number. Near-duplicates stay. bogofilter "
-        "and naive Bayes learn each message, the others are fitted anew whenever labels have grown by a fifth."
+        "and naive Bayes learn each message, the others are fitted anew after 20 more labels, later 5 % more."
     )
     for feedback, rows in found["feedback"].items():
         yield ""

@@ -52,18 +52,19 @@ def header_words(headers: Headers) -> list[str]:
     return sorted(found)[:_MOST_WORDS]
 
 
-def _words(name: str, value: str) -> list[str]:
-    if name in _ADDRESSES:
+def _words(header: str, value: str) -> list[str]:
+    if header in _ADDRESSES:
         addresses = list(_ADDRESS.finditer(value))[:8]
         domains = [f"@{registrable(match[1])}" for match in addresses]
-        return [match[0] for match in addresses] + domains + _WORD.findall(value.partition("<")[0])[:12]
-    if name == "message-id":
+        name = "" if "=?" in value else value.partition("<")[0]  # encoded words (RFC 2047) are no words
+        return [match[0] for match in addresses] + domains + _WORD.findall(name)[:12]
+    if header == "message-id":
         found = _MESSAGE_ID.search(value)
         return [f"@{registrable(found[2])}", _shape(found[1])] if found else []
-    if name == "date":
+    if header == "date":
         zone = _ZONE.search(value)
         return [zone[1]] if zone else []
-    if name == "content-type":
+    if header == "content-type":
         return _TYPE.findall(value) + [_shape(match[1]) for match in _BOUNDARY.finditer(value)]
     return _WORD.findall(value)[:12]
 

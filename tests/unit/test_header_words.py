@@ -40,6 +40,11 @@ def test_the_way_it_came_says_nothing(header: bytes) -> None:
     assert header_words(parse(more).headers) == header_words(parse(MAIL).headers)
 
 
+def test_an_encoded_name_is_no_words() -> None:
+    words = header_words(parse(b"From: =?utf-8?Q?J=C3=B6rg?= <j@x.example>\n\nhi").headers)
+    assert words == ["from:", "from:@x.example", "from:j@x.example"]
+
+
 def test_the_subject_is_text_and_not_read_twice() -> None:
     assert not any("parcel" in word for word in header_words(parse(MAIL).headers))
 

@@ -205,6 +205,8 @@ class Sightings:
                 where = (maildir, gone.folder_text, gone.unique)
                 db.execute("DELETE FROM place WHERE maildir = ? AND folder = ? AND base = ?", where)
             if lies is not None:
+                # A user may have moved it on already: where else it lies is to be looked at once more.
+                db.execute("DELETE FROM place WHERE maildir = ? AND content = ?", key)
                 self._put(db, maildir, lies[0], content, lies[1], None)
                 db.execute("DELETE FROM belief WHERE maildir = ? AND content = ?", key)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from service.daemon import Daemon
 from service.journal import Journal
@@ -26,6 +27,10 @@ from spamguard.config_file import Loaded
 from tests.fakes import FakeNextHop, FakeScorer, load_fake_scorer
 
 T = TypeVar("T")
+
+# Several tests at once on a busy machine: how long one takes says nothing.
+settings.register_profile("spamguard", deadline=None)
+settings.load_profile("spamguard")
 
 
 class LoopThread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -54,12 +55,12 @@ class Box:
             (self.path / here).unlink()
 
     def files(self) -> dict[str, bytes]:
-        """Path below the Maildir -> content, of all messages."""
-        return {
-            str(file.relative_to(self.path)): file.read_bytes()
-            for part in ("new", "cur")
-            for pattern in (part, f".*/{part}")
-            for folder in self.path.glob(pattern)
-            for file in folder.iterdir()
-            if file.is_file() and not file.is_symlink()
-        }
+        """Path below the Maildir -> content, of all messages; without what is moved while we look."""
+        found: dict[str, bytes] = {}
+        for part in ("new", "cur"):
+            for folder in (inner for pattern in (part, f".*/{part}") for inner in self.path.glob(pattern)):
+                for file in folder.iterdir():
+                    with contextlib.suppress(FileNotFoundError):
+                        if file.is_file() and not file.is_symlink():
+                            found[str(file.relative_to(self.path))] = file.read_bytes()
+        return found

@@ -51,7 +51,8 @@ def fitted(config: Config, tiny: Tiny) -> tuple[str, dict[str, Any]]:
     return made.bundle.id, {f.name: getattr(made.bundle.head, f.name) for f in fields(made.bundle.head)}
 
 
-@settings(max_examples=12, deadline=None)
+@pytest.mark.timeout(300)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     spam=st.lists(st.booleans(), min_size=2 * LEAST_OF_A_CLASS + 1, max_size=30),

@@ -1,4 +1,6 @@
-"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, and a watched Maildir."""
+"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, commands with both, and a
+watched Maildir.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from threadpoolctl import threadpool_limits
 
 from spamguard import bundle
+from spamguard.cli import main
 from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
@@ -23,6 +27,8 @@ from tests.tiny_bert import save_tiny_bert
 
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,53 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     fitted = fit(features, labels_of(table), columns=encoder.vocab_size, penalties=penalties)
     bundle.save(bundle.make(fitted.head, fitted.cutoffs, encoder, {}), made.head)
     return made
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts the encoder was given, each time."""
+    sizes: list[int] = []
+    encode = TorchEncoder.encode
+
+    def counting(self: TorchEncoder, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return encode(self, tokens)
+
+    monkeypatch.setattr(TorchEncoder, "encode", counting)
+    return sizes
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny: Tiny) -> Callable[..., Path]:
+    """Writes a configuration with the tiny encoder, the state folder `state`, and what is given."""
+
+    def write(more: str = "", head: Path | None = None) -> Path:
+        file = tmp_path / "spamguard.toml"
+        path = f'path = "{head}"\n' if head else ""
+        encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
+        file.write_text(f'state_dir = "state"\n[encoder]\n{encoder}[head]\n{path}{more}')
+        return file
+
+    return write
+
+
+def run_with(file: Path) -> Run:
+    """Runs commands with this configuration."""
+
+    def invoke(*arguments: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(main, ["--config", str(file), *map(str, arguments)], input=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+def run(write_config: Callable[..., Path], tiny: Tiny) -> Run:
+    """Runs a command with a head of the tiny corpus in service; `config` is appended to the [head] table."""
+
+    def invoke(*arguments: object, config: str = "", stdin: bytes | None = None) -> Result:
+        return run_with(write_config(config, head=tiny.head))(*arguments, stdin=stdin)
+
+    return invoke
 
 
 @pytest.fixture

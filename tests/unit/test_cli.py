@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,35 +19,9 @@ from spamguard.encoder import TorchEncoder
 from spamguard.errors import ScoringError
 from tests import render_docs, tiny_corpus
 from tests.tiny_corpus import GTUBE, HAM, SPAM, message
-from tests.unit.conftest import Tiny
+from tests.unit.conftest import Run, Tiny, run_with
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def write_config(tmp_path: Path, tiny: Tiny) -> Callable[..., Path]:
-    """Writes a configuration with the tiny encoder, the state folder `state`, and what is given."""
-
-    def write(more: str = "", head: Path | None = None) -> Path:
-        file = tmp_path / "spamguard.toml"
-        path = f'path = "{head}"\n' if head else ""
-        encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
-        file.write_text(f'state_dir = "state"\n[encoder]\n{encoder}[head]\n{path}{more}')
-        return file
-
-    return write
-
-
-@pytest.fixture
-def run(write_config: Callable[..., Path], tiny: Tiny) -> Run:
-    """Runs a command with a head of the tiny corpus in service; `config` is appended to the [head] table."""
-
-    def invoke(*arguments: object, config: str = "", stdin: bytes | None = None) -> Result:
-        file = write_config(config, head=tiny.head)
-        return CliRunner().invoke(main, ["--config", str(file), *map(str, arguments)], input=stdin)
-
-    return invoke
 
 
 def assert_one_line(result: Result, words: str) -> None:
@@ -280,25 +253,7 @@ def test_filter_as_a_process(write_config: Callable[..., Path], tiny: Tiny) -> N
 @pytest.fixture
 def learn(write_config: Callable[..., Path]) -> Run:
     """Runs a command with no head configured: what retrain puts in service is what is served."""
-
-    def invoke(*arguments: object, stdin: bytes | None = None) -> Result:
-        return CliRunner().invoke(main, ["--config", str(write_config()), *map(str, arguments)], input=stdin)
-
-    return invoke
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The size of every batch that the encoder was given."""
-    sizes: list[int] = []
-    encode = TorchEncoder.encode
-
-    def counting(self: TorchEncoder, tokens: Any) -> Any:
-        sizes.append(len(tokens))
-        return encode(self, tokens)
-
-    monkeypatch.setattr(TorchEncoder, "encode", counting)
-    return sizes
+    return run_with(write_config())
 
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {

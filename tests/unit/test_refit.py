@@ -410,13 +410,12 @@ def test_a_program_that_is_gone_is_said_and_ends_nothing(
     assert "No such file" in bench.events("labels wait")[0]["cause"]
 
 
-def test_a_real_retrain_puts_a_head_in_service_or_says_why_not(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_real_retrain_puts_a_head_in_service_or_says_why_not(
+    tiny: Tiny, tmp_path: Path, write_config: Callable[..., Path]
+) -> None:
     """Twice: with ham alone there is no head, with spam there is."""
-    file = tmp_path / "spamguard.toml"
-    encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
-    file.write_text(f'state_dir = "state"\n[encoder]\n{encoder}')
     config = tiny.config(tmp_path / "state")
-    bench = Bench(tmp_path, config, file, Scorer(tiny.encoder, tiny.bundle()))
+    bench = Bench(tmp_path, config, write_config(), Scorer(tiny.encoder, tiny.bundle()))
     bench.learning(refit="on", after=6)
     bench.add(Label.HAM, *(ham(i) for i in range(6)))
     bench.turn()

@@ -4,6 +4,7 @@ watched Maildir.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,6 +120,18 @@ def run(write_config: Callable[..., Path], tiny: Tiny) -> Run:
         return run_with(write_config(config, head=tiny.head))(*arguments, stdin=stdin)
 
     return invoke
+
+
+def assert_one_line(result: Result, words: str) -> None:
+    assert result.exit_code == 2 and words in result.stderr, result.output
+    assert result.stderr.startswith("spamguard: ") and result.stderr.count("\n") == 1
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    if not folder.exists():
+        return {}
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 @pytest.fixture

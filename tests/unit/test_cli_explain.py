@@ -20,8 +20,8 @@ from spamguard.cli_score import _PHRASES, MESSAGES_A_BATCH
 from spamguard.headers import content_hash
 from tests import tiny_corpus
 from tests.tiny_corpus import GTUBE, HAM, SPAM, message
-from tests.unit.conftest import Run, Tiny
-from tests.unit.test_cli import PROGRAM, ROOT, snapshot
+from tests.unit.conftest import Run, Tiny, snapshot
+from tests.unit.test_cli import PROGRAM, ROOT
 
 MIXED = message(
     "see you tomorrow",

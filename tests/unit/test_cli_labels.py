@@ -21,8 +21,8 @@ from spamguard.labels import Labels
 from spamguard.verdict import Label
 from tests import tiny_corpus
 from tests.tiny_corpus import HAM, SPAM
-from tests.unit.conftest import Run, Tiny, run_with
-from tests.unit.test_cli import HEAVY, PROGRAM, ROOT, assert_one_line, snapshot
+from tests.unit.conftest import Run, Tiny, assert_one_line, run_with, snapshot
+from tests.unit.test_cli import HEAVY, PROGRAM, ROOT
 
 
 @pytest.fixture

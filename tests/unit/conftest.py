@@ -1,5 +1,5 @@
-"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, commands with both, and a
-watched Maildir.
+"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, commands with both, a
+bundle, a quarantine, a refit and a watched Maildir.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from threadpoolctl import threadpool_limits
 
+from service import refit
 from spamguard import bundle
 from spamguard.cli import main
 from spamguard.config import Config, EncoderTable
@@ -24,6 +25,8 @@ from tests.conftest import LoopThread, Running
 from tests.fakes import FakeNextHop, load_fake_scorer
 from tests.held_mail import Store
 from tests.maildirs import Box
+from tests.paper_bundle import a_bundle
+from tests.refit_bench import Bench
 from tests.tiny_bert import save_tiny_bert
 
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
@@ -135,6 +138,12 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a bundle that stands alone in its heads folder."""
+    return bundle.save(a_bundle(), tmp_path / "heads" / "one")
+
+
+@pytest.fixture
 def store(tmp_path: Path, loop_thread: LoopThread) -> Store:
     """A quarantine in which one message is held."""
     made = Store(tmp_path, loop_thread)
@@ -155,6 +164,16 @@ def hop(store: Store, loop_thread: LoopThread) -> Iterator[Callable[..., FakeNex
     for one in started:
         loop_thread.loop.call_soon_threadsafe(one.release.set)
         loop_thread.run(one.stop())
+
+
+@pytest.fixture
+def quick_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "EVERY_S", 0.02)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, Config(state_dir=tmp_path / "state"))
 
 
 @pytest.fixture

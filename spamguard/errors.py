@@ -17,6 +17,10 @@ class BundleError(SpamguardError):
     """A head on disk is missing, damaged, or was fitted for another encoder."""
 
 
+class OutdatedHeadError(BundleError):
+    """A head was fitted by a version of spamguard that read mail otherwise."""
+
+
 class CorpusError(SpamguardError):
     """Labelled mail cannot be read, or cannot be learnt from."""
 

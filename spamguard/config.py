@@ -244,7 +244,7 @@ def _folder_name(value: str) -> str:
 
 
 class LearningTable(Table):
-    """When labels that users gave (by moving mail, or `spamguard labels add`) lead to a new head."""
+    """When labels that users gave (by moving mail, or `spamguard labels add`) lead to a new head; what is kept."""
 
     refit: Literal["off", "suggest", "on"] = Field(
         "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"
@@ -257,6 +257,12 @@ class LearningTable(Table):
     )
     spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
     unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
+    keep_days: float = Field(
+        14,
+        ge=0,
+        description="how long is kept what the head saw of a message it judged, without its text; 0: not at all",
+    )
+    keep_messages: int = Field(10_000, ge=1, description="of more judged mail the oldest is not kept")
 
 
 class BatchTable(Table):

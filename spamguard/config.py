@@ -257,6 +257,7 @@ class LearningTable(Table):
     )
     spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
     unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
+    report_private: bool = Field(False, description="the report of a retrain names no files and folders")
 
 
 class BatchTable(Table):
@@ -336,6 +337,10 @@ class Config(Table):
     @property
     def heads_dir(self) -> Path:
         return self.state_dir / "heads"
+
+    @property
+    def reports_dir(self) -> Path:
+        return self.state_dir / "reports"
 
     @property
     def quarantine_path(self) -> Path:

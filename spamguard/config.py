@@ -263,6 +263,7 @@ class LearningTable(Table):
         description="how long is kept what the head saw of a message it judged, without its text; 0: not at all",
     )
     keep_messages: int = Field(10_000, ge=1, description="of more judged mail the oldest is not kept")
+    report_private: bool = Field(False, description="the report of a retrain names no files and folders")
 
 
 class BatchTable(Table):
@@ -342,6 +343,10 @@ class Config(Table):
     @property
     def heads_dir(self) -> Path:
         return self.state_dir / "heads"
+
+    @property
+    def reports_dir(self) -> Path:
+        return self.state_dir / "reports"
 
     @property
     def quarantine_path(self) -> Path:

@@ -25,6 +25,10 @@ class CorpusError(SpamguardError):
     """Labelled mail cannot be read, or cannot be learnt from."""
 
 
+class ReportError(SpamguardError):
+    """The page of a retrain cannot be written, drawn or found; the retrain itself is done."""
+
+
 class BusyError(SpamguardError):
     """Another process is at it already."""
 

@@ -78,7 +78,12 @@ class Manifest(BaseModel):
     @property
     def id(self) -> str:
         """Names weights, cut-offs, encoder and inputs."""
-        named = [self.weights_sha256, self.encoder_fingerprint, sorted(self.cutoffs.items()), self.inputs.model_dump()]
+        named = [
+            self.weights_sha256,
+            self.encoder_fingerprint,
+            sorted(self.cutoffs.items()),
+            self.inputs.model_dump(),
+        ]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
 
 
@@ -179,7 +184,7 @@ def load(folder: Path, encoder: Encoder) -> Bundle:
 
 
 def fitted_on(folder: Path, contents: Iterable[str]) -> set[str]:
-    """Those of the content hashes that the head in this folder was fitted on. Raises BundleError if it does not say."""
+    """Those of the content hashes that this head was fitted on. Raises BundleError if it does not say."""
     data = _read(folder / FITTED_ON, WEIGHTS_LIMIT)
     known = {data[i : i + PREFIX_BYTES].hex() for i in range(0, len(data), PREFIX_BYTES)}
     return {content for content in contents if content[: 2 * PREFIX_BYTES] in known}

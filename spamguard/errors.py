@@ -1,5 +1,8 @@
 """The errors that cross module borders; each message is one line fit to be shown to a user."""
 
+# Exit status of a retrain whose head the gate did not let into service; 1 and 3 are verdicts of `score`.
+REFUSED = 4
+
 
 class SpamguardError(Exception):
     """Base of all errors that spamguard raises on purpose."""

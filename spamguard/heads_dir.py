@@ -1,7 +1,7 @@
 """The heads folder: which heads there are, which one judges, which did before; promote, roll back, prune.
 
-A head is a folder named by its ID that is never changed. `current` is a symbolic link to the one in service; without it
-the shipped head judges. `history.jsonl` says what was put in service, when and why, and what the gate refused.
+A head is a folder named by its ID that is never changed. `current` is a symbolic link to the one in service; without
+it the shipped head judges. `history.jsonl` says what was put in service, when and why, and what the gate refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -76,7 +76,7 @@ class Kept:
 def pointer(heads_dir: Path) -> str:
     """What `current` points at, or "" if there is no such link: cheap enough to be asked every second."""
     try:
-        return os.readlink(heads_dir / CURRENT)
+        return str((heads_dir / CURRENT).readlink())
     except OSError:
         return ""
 
@@ -104,7 +104,9 @@ def _kept(folder: Path, name: str, now: str, state: State) -> Kept:
         manifest, fault = bundle.read_manifest(folder), ""
     except BundleError as error:
         manifest, fault = None, str(error)
-    return Kept(name, folder, manifest, name == now, "damaged" if fault else "current" if name == now else state, fault)
+    return Kept(
+        name, folder, manifest, name == now, "damaged" if fault else "current" if name == now else state, fault
+    )
 
 
 def find(heads_dir: Path, name: str) -> Kept:
@@ -188,10 +190,8 @@ def prune(heads_dir: Path, keep: int) -> list[str]:
         return []
     with _locked(heads_dir):
         stay = {serving(heads_dir), SHIPPED_NAME}
-        try:
+        with suppress(BundleError):  # nothing to go back to
             stay.add(before(heads_dir))
-        except BundleError:
-            pass  # nothing to go back to
         young = datetime.now(UTC) - timedelta(days=CANDIDATE_DAYS)
         all_heads = [head for head in heads(heads_dir) if head.name != SHIPPED_NAME]
         stay |= {head.name for head in all_heads[:keep]}

@@ -58,8 +58,8 @@ class Scorer:
     def from_config(cls, config: Config, encoder: Encoder | None = None) -> Scorer:
         """Load the configured head, and the encoder unless one is given. Raises EncoderError or BundleError.
 
-        A retrained head that cannot be used does not stop mail: the shipped one judges, if it fits, and a warning says
-        so. But where an encoder is given another head judges already, and is better than that.
+        A retrained head that cannot be used does not stop mail: the shipped one judges, if it fits, and a warning
+        says so. But where an encoder is given another head judges already, and is better than that.
         """
         starting = encoder is None
         encoder = encoder or load_encoder(config.encoder)

@@ -3,38 +3,39 @@
 **Which mail.** Both heads judge the same messages, and neither may have been fitted on them; else the one that was
 would win.
 
-- With LOCK_FROM campaigns of each class, SHARE of them are locked away (`locked`): no head is fitted on them, and they
-  choose no cut-off and no strength. Which ones, the content hash of a campaign's first member says, so the same ones
-  each time. (A campaign whose first member changes may change sides: what the head in service was fitted on is left out
-  of the comparison all the same.)
-- With less, locking mail away would waste what a few corrections teach. There the candidate is represented by what its
-  folds said of messages that they were not fitted on, on which its two numbers of calibration and its cut-offs were
-  chosen: that flatters it a little. Left out is what the head in service was fitted on; the shipped head knows none of
-  it. So somebody's first 20 corrections are all compared. Who only corrects mistakes shows mostly mail that the head in
-  service gets wrong, which flatters the candidate too, and what of it was learnt already is not compared at all. Such
-  labels can show that a candidate errs, not that all other mail is safe: that is what the reference set is for.
+- With LOCK_FROM campaigns of each class, SHARE of them are locked away (`locked`): no head is fitted on them, and
+  they choose no cut-off and no strength. Which ones, the content hash of a campaign's first member says, so the same
+  ones each time. (A campaign whose first member changes may change sides: what the head in service was fitted on is
+  left out of the comparison all the same.)
+- With less, locking mail away would waste what a few corrections teach. There the candidate is represented by what
+  its folds said of messages that they were not fitted on, on which its two numbers of calibration and its cut-offs
+  were chosen: that flatters it a little. Left out is what the head in service was fitted on; the shipped head knows
+  none of it. So somebody's first 20 corrections are all compared. Who only corrects mistakes shows mostly mail that
+  the head in service gets wrong, which flatters the candidate too, and what of it was learnt already is not compared
+  at all. Such labels can show that a candidate errs, not that all other mail is safe: that is what the reference set
+  is for.
 
 Of each campaign one message counts, as near-duplicates are right or wrong together, and an exact test counts what is
 independent.
 
-**The reference set** (training/reference/, of our own writing) is small, the same for everybody, and not the user's. It
-cannot show a small gain or loss; it shows a head that has learnt nonsense, such as one of folders whose names were
+**The reference set** (training/reference/, of our own writing) is small, the same for everybody, and not the user's.
+It cannot show a small gain or loss; it shows a head that has learnt nonsense, such as one of folders whose names were
 swapped, which the user's own labels cannot show, as they agree with themselves.
 
 **The word** is `lost` if one of these holds, else `won` if fewer ham are called spam or more spam is caught, beyond
 noise, else `tied`. Noise is the exact one-sided test of McNemar (1947) on the messages that only one of the two calls
 spam, at LEVEL.
 
-1. More ham is called spam, beyond noise and beyond the share that the user allows (`learning.spam_rate`: the exact lower
-   bound of Clopper and Pearson (1934) lies above it).
-2. Less spam is caught, beyond noise and by more than RECALL_MARGIN of it; by more than RECALL_PRICE where fewer ham are
-   called spam, beyond noise. A lost letter costs more than a read advertisement.
+1. More ham is called spam, beyond noise and beyond the share that the user allows (`learning.spam_rate`: the exact
+   lower bound of Clopper and Pearson (1934) lies above it).
+2. Less spam is caught, beyond noise and by more than RECALL_MARGIN of it; by more than RECALL_PRICE where fewer ham
+   are called spam, beyond noise. A lost letter costs more than a read advertisement.
 3. Of the reference's ham more than REFERENCE_HAM more is called spam.
 4. Of the reference's spam less than REFERENCE_SPAM of what was noticed (unsure or spam) is noticed still.
 5. The reference's ham ranks above its spam, beyond noise (Mann and Whitney 1947).
 
-3 and 4 are asked only if the head in service itself ranks the reference's spam above its ham: of mail in a language that
-its encoder does not know, the reference says nothing.
+3 and 4 are asked only if the head in service itself ranks the reference's spam above its ham: of mail in a language
+that its encoder does not know, the reference says nothing.
 """
 
 from __future__ import annotations
@@ -192,6 +193,10 @@ def judge(mail: Sample, reference: Sample, spam_rate: float, kind: str) -> Word:
         return Word("won", tuple(won), rows, kind)
     if mail.before is None:
         return Word("won", ("no head was in service that could judge",), rows, kind)
+    if not len(mail.labels):
+        return Word(
+            "tied", ("the head in service knows all your labels already; nothing speaks against it",), rows, kind
+        )
     return Word("tied", (f"no difference beyond noise on {len(mail.labels)} messages of yours",), rows, kind)
 
 

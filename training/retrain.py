@@ -104,6 +104,7 @@ def retrain(
             given, changes = labels.snapshot()
             table, features, complaints = with_features(merge(given, found), store, complaints)
             known = reference(encoder, store)
+        table = table if "weight" in table else table.assign(weight=1.0)  # MERGE
         gathered = time.perf_counter()
         groups = campaigns(features.wide, encoder.vocab_size)
         mail = Mail(table, features, groups, gate.locked(list(table["content"]), groups, labels_of(table)))
@@ -176,7 +177,7 @@ def _much_alike(mail: Mail) -> list[str]:
     complaints = []
     for label, name in enumerate(("ham", "spam")):
         groups = Counter(np.asarray(mail.campaigns)[mail.labels == label].tolist())
-        largest, count = groups.most_common(1)[0] if groups else (0, 0)
+        count = max(groups.values(), default=0)
         if len(groups) > 1 and count > max(1, _MUCH * groups.total()):
             complaints.append(
                 f"{count} of {groups.total()} {name} are nearly the same message: together they weigh as much as "

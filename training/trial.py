@@ -43,7 +43,8 @@ class Incumbent:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """The training table, the features of its n messages, their campaigns, and which of them are locked away, (n,)."""
+    """The training table, the features of its n messages, their campaigns, and which of them are locked away,
+    (n,)."""
 
     table: pd.DataFrame
     features: Features
@@ -65,10 +66,10 @@ class Mail:
 
 
 def incumbent(config: Config, encoder: Encoder) -> Incumbent | None:
-    """The head that judges mail, or would: where it does not fit, the shipped one; None if that does not fit either."""
-    name = config.head.path.name if config.head.path else heads_dir.serving(config.heads_dir)
-    folder = bundle.in_service(config.heads_dir, config.head.path)
-    for name, folder in ((name, folder), (heads_dir.SHIPPED_NAME, bundle.SHIPPED)):
+    """The head that judges mail; where it does not fit, the shipped one, and None if that does not fit either."""
+    own = config.head.path.name if config.head.path else heads_dir.serving(config.heads_dir)
+    served = bundle.in_service(config.heads_dir, config.head.path)
+    for name, folder in ((own, served), (heads_dir.SHIPPED_NAME, bundle.SHIPPED)):
         try:
             return Incumbent(name, folder, bundle.load(folder, encoder))
         except BundleError:
@@ -85,7 +86,7 @@ def reference(encoder: Encoder, store: FeatureStore) -> tuple[Features, npt.NDAr
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A candidate before the gate: the mail, what was fitted on its unlocked part, and who it is to take the place of.
+    """A candidate before the gate: the mail, what was fitted on its unlocked part, and the head in service.
 
     `known` is the reference set. `fitted.out_of_fold` is in the order of `mail.fitted`.
     """
@@ -116,7 +117,7 @@ class Trial:
         return self._said(self.fitted.head, self.fitted.cutoffs, features)
 
     def _before(self, features: Features) -> Said | None:
-        return self.old and self._said(self.old.bundle.head, self.old.bundle.cutoffs, features)
+        return None if self.old is None else self._said(self.old.bundle.head, self.old.bundle.cutoffs, features)
 
     def _out_of_fold(self, chosen: npt.NDArray[np.bool_]) -> Said:
         return Said(self.fitted.out_of_fold[chosen], effective(self.config.head, self.fitted.cutoffs))

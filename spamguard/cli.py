@@ -15,6 +15,7 @@ from . import __version__
 from .cli_base import OneLineErrors, complain, load_config, load_scorer
 from .cli_labels import labels
 from .cli_quarantine import quarantine
+from .cli_report import report
 from .cli_score import score
 from .errors import ScoringError
 
@@ -53,6 +54,7 @@ def main(context: click.Context, file: Path | None) -> None:
 
 main.add_command(labels)
 main.add_command(quarantine)
+main.add_command(report)
 main.add_command(score)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .summary import summary
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAME_LIMIT = 300  # of a file's name; longer ones are cut
 UNKNOWN = "–"
+SHOWN = frozenset({"created", "ham", "spam", "sources"})  # of the provenance, elsewhere on the page
 
 
 def write(run: Run, folder: Path, *, private: bool) -> Path:
@@ -50,7 +52,7 @@ def page(found: dict[str, Any], drawn: dict[str, str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "count": count, "name": _name, "score": score}
+    environment.filters |= {"percent": percent, "count": count, "name": _name, "when": when, "score": score}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found | _rows(found), pictures=drawn)
 
 
@@ -82,7 +84,9 @@ def _rows(found: dict[str, Any]) -> dict[str, Any]:
             (count(point["messages"]), percent(point["f1"]), percent(point["low"]), percent(point["high"]))
             for point in found["learning_curve"] or ()
         ],
-        "provenance_rows": [(key.replace("_", " "), _words(value)) for key, value in found["provenance"].items()],
+        "provenance_rows": [
+            (key.replace("_", " "), _words(value)) for key, value in found["provenance"].items() if key not in SHOWN
+        ],
     }
 
 
@@ -92,19 +96,33 @@ def _words(value: Any) -> str:
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value))
-    return (
-        {True: "yes", False: "no", None: UNKNOWN}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return UNKNOWN if value is None else str(value)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.9987 -> 99.9 %. What is not quite all or nothing does not look like it."""
+    """0.9987 -> 99.9 %. What is nearly all or nothing does not look like it."""
     if share is None:
         return UNKNOWN
-    text = f"{share:.{digits}%}"
-    if 0 < share < 1 and text in (f"{0:.{digits}%}", f"{1:.{digits}%}"):
-        return f"< {10**-digits:.{digits}f} %" if share < 0.5 else f"> {100 - 10**-digits:.{digits}f} %"
-    return text.replace("%", " %")
+    number, least = round(share * 100, digits), 10**-digits
+    if share in (0, 1):
+        text = f"{number:.0f}"
+    elif number == 0:
+        text = f"< {least:.{digits}f}"
+    elif number == 100:
+        text = f"> {100 - least:.{digits}f}"
+    else:
+        text = f"{number:.{digits}f}"
+    return f"{text} %".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def when(moment: object) -> str:
+    """2026-11-23T05:12:09+00:00 -> 23 November 2026, 05:12 UTC; anything else as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(moment)).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return str(moment)
 
 
 def count(number: int | None) -> str:

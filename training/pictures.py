@@ -86,11 +86,13 @@ def _for_a_page(figure: Figure) -> str:
 
 def _roc(figure: Figure, found: Numbers) -> None:
     curve, confusion = found["roc"], found["figures"]["confusion"]
-    # No ham hit has no place on a logarithmic axis: it stands at its left end.
+    # No ham at all has no place on a logarithmic axis: it stands at its left end.
     floor = min(0.001, 0.5 / max(sum(confusion["ham"].values()), 1))
     axes = figure.subplots()
     axes.step([max(x, floor) for x in curve["fpr"]], curve["recall"], where="post", color=SPAM)
-    axes.set(xscale="log", xlim=(floor, 1), xlabel="ham hit (false positive rate)", ylabel="spam found (recall)")
+    axes.set(
+        xscale="log", xlim=(floor, 1), xlabel="ham called spam (false positive rate)", ylabel="spam found (recall)"
+    )
     axes.xaxis.set_major_formatter(_percent)
     axes.minorticks_off()
     for marker, (name, at) in zip("os", curve["at_cutoffs"].items(), strict=True):
@@ -123,7 +125,7 @@ def _precision_recall(figure: Figure, found: Numbers) -> None:
 
 def _least(value: float) -> float:
     """Where an axis of shares begins, so that this value and the corner at 1 are well seen."""
-    return next((low for low in (0.9, 0.8, 0.5) if value > low + (1 - low) / 4), 0.0)
+    return next((low for low in (0.9, 0.8, 0.5) if value > low + (1 - low) / 5), 0.0)
 
 
 def _from_the_corner(axes: Axes, value: float) -> None:
@@ -147,8 +149,8 @@ def _scores(figure: Figure, found: Numbers) -> None:
         axes.grid(visible=False, axis="x")
         for cutoff in cutoffs.values():
             axes.axvline(cutoff, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    for name, cutoff in cutoffs.items():
-        rows[0].annotate(f"{name} ", (cutoff, 1), xycoords=("data", "axes fraction"), ha="right", va="top", color=INK)
+    for (name, cutoff), side in zip(cutoffs.items(), ("center", "right"), strict=True):
+        rows[0].annotate(name, (cutoff, 1.03), xycoords=("data", "axes fraction"), ha=side, va="bottom", color=INK)
     rows[1].set_xlabel("probability of spam")
 
 
@@ -180,12 +182,15 @@ def _lengths(figure: Figure, found: Numbers) -> None:
     axes = figure.subplots()
     axes.bar(edges[:-1], lengths["messages"], width=width * 0.9, align="edge", color=HAM)
     axes.set(xlim=(0, edges[-1]), xlabel="tokens of the text", ylabel="messages")
-    axes.set_xticks(range(0, edges[-1] + 1, 256), [*(str(n) for n in range(0, edges[-1], 256)), f"{edges[-1]}+"])
+    axes.set_xticks(range(0, edges[-1] + 1, 256), [*(str(n) for n in range(0, edges[-1], 256)), f"{edges[-1]:,}+"])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=False, axis="x")
     if limit is not None and limit <= edges[-1]:
         axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f" max_tokens = {limit}", (limit, 1), xycoords=("data", "axes fraction"), va="top", color=INK)
+        axes.annotate(
+            f"max_tokens = {limit}", (limit, 1), xytext=(4, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", color=INK,
+        )  # fmt: skip
 
 
 def _learning_curve(figure: Figure, found: Numbers) -> None:
@@ -206,7 +211,8 @@ def _learning_curve(figure: Figure, found: Numbers) -> None:
 
 
 def _percent(share: float, _: object = None) -> str:
-    return f"{share:.4%}".rstrip("0%").rstrip(".") + " %" if share else "0 %"
+    """0.975 -> 97.5 %, 1 -> 100 %."""
+    return f"{share * 100:.4g}\N{NO-BREAK SPACE}%"
 
 
 def _legend(axes: Axes, place: str) -> None:

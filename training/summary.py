@@ -33,9 +33,7 @@ VERDICTS = tuple(label.value for label in Label)
 SCORE_BINS, CALIBRATION_BINS, LENGTH_BIN = 20, 10, 64
 LENGTH_PERCENTILES = (50, 75, 90, 95, 99)
 CURVE_POINTS = 400
-WORST, LARGEST = 15, 15  # of each class; of all
-# What of the provenance names files or folders.
-NAMING = frozenset({"paths"})
+WORST, LARGEST = 10, 15  # of each class; of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +105,17 @@ def summary(run: Run, *, private: bool) -> dict[str, Any]:
         "learning_curve": None if run.curve is None else [asdict(point) for point in run.curve],
         "mistakes": _mistakes(p, y, run.cutoffs, table),
         "changes": None if run.before is None else _changes(run.before, usable, p, y, run.cutoffs, table),
-        "provenance": {key: value for key, value in run.provenance.items() if not (private and key in NAMING)},
+        "provenance": {
+            key: value for key, value in run.provenance.items() if not (private and _names_a_path(key, value))
+        },
         "seconds": {stage: round(float(seconds), 3) for stage, seconds in run.seconds.items()},
         "complaints": [] if private else list(run.complaints),
         "complaint_count": len(run.complaints),
     }
+
+
+def _names_a_path(key: str, value: Any) -> bool:
+    return key == "paths" or "/" in str(value)
 
 
 def _sources(table: pd.DataFrame) -> list[dict[str, Any]]:

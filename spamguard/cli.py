@@ -16,6 +16,7 @@ from .cli_base import OneLineErrors, complain, load_config, load_scorer
 from .cli_heads import heads
 from .cli_labels import labels
 from .cli_quarantine import quarantine
+from .cli_report import report
 from .cli_score import score
 from .errors import REFUSED, ScoringError
 
@@ -56,6 +57,7 @@ def main(context: click.Context, file: Path | None) -> None:
 main.add_command(heads)
 main.add_command(labels)
 main.add_command(quarantine)
+main.add_command(report)
 main.add_command(score)
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("spamguard", "service", "training")
 CLI = "spamguard/cli.py"
-COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "score")))
+COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "report", "score")))
 
 # Package -> the files (or folders, ending in a slash) that may import it.
 DOORS = {
@@ -27,6 +27,8 @@ DOORS = {
     "pandas": ("training/",),
     "sklearn": ("training/",),
     "scipy": ("training/",),
+    "matplotlib": ("training/pictures.py",),
+    "jinja2": ("training/page.py",),
     "click": COMMANDS,
     "structlog": ("service/",),
     "rich": (CLI, "training/"),

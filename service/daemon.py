@@ -32,6 +32,7 @@ from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .refit import Refit
 from .relay import NextHop, Relay
+from .remember import Remember
 from .retention import expire_hourly
 from .watch import Watcher
 
@@ -81,6 +82,7 @@ class Daemon:
         self.watcher: Watcher | None = None
         self._expiry: asyncio.Task[None] | None = None
         self.refit: Refit | None = None
+        self._remember = Remember(lambda: self.loaded.config, self.journal)
         self._reload_wanted = asyncio.Event()
         self._current = ""  # what heads/current pointed at when a head was loaded last
         self._started_with = loaded.config
@@ -134,7 +136,9 @@ class Daemon:
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
-            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count, config.release_key)
+            self._remember.start()
+            policy, key = Policy(config.policy), config.release_key
+            self.pipeline = Pipeline(self.batcher, policy, self.journal.count, key, self._remember.note)
             self._raise_limit_of_files(config)
             if config.watch.maildirs:
                 watcher = Watcher(config, self.pipeline, quarantine, self.journal)
@@ -237,6 +241,7 @@ class Daemon:
         late = await self.listener.stop(self.loaded.config.limits.shutdown_s) if self.listener is not None else 0
         if self.watcher is not None:
             await self.watcher.stop()
+        await self._remember.stop()
         if self.listener is not None or self.watcher is not None:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:

@@ -18,7 +18,7 @@ from .encoder import load as load_encoder
 from .errors import BundleError, OutdatedHeadError, ScoringError
 from .head import AdditiveHead, Features, Row, probability, stack
 from .header_words import column, columns, header_words
-from .headers import strip
+from .headers import content_hash, strip
 from .message import is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, Counts, count
@@ -42,6 +42,7 @@ class Prepared:
     header_words: tuple[str, ...]
     structure: FloatArray
     tokens: int
+    content: str
 
 
 class Scorer:
@@ -101,7 +102,8 @@ class Scorer:
         if not reasons and (explain or label is not Label.HAM):
             reasons = self._reasons(item, seen, i, parts)
         row = Row(seen.deep[i], seen.wide[i], seen.structure[i])
-        return Verdict(p, label, self.cutoffs, parts, reasons, self.encoder_id, self.head_id, seen=row)
+        names = self.encoder_id, self.head_id
+        return Verdict(p, label, self.cutoffs, parts, reasons, *names, content=item.content, seen=row)
 
     def _reasons(self, item: Prepared, seen: Features, i: int, parts: dict[str, float]) -> tuple[Reason, ...]:
         """The strongest single shares of the logit, strongest first."""
@@ -178,7 +180,8 @@ def prepare(encoder: Encoder, raw: bytes) -> Prepared:
     token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)
     words = tuple(header_words(message.headers))
-    return Prepared(text, is_gtube(message), token_ids, words, features.structure(message), tokens)
+    structure = features.structure(message)
+    return Prepared(text, is_gtube(message), token_ids, words, structure, tokens, content_hash(raw))
 
 
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:

@@ -18,7 +18,7 @@ from .cli_labels import labels
 from .cli_quarantine import quarantine
 from .cli_report import report
 from .cli_score import score
-from .errors import REFUSED, ScoringError
+from .errors import REFUSED, ReportError, ScoringError
 
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
 
@@ -132,22 +132,32 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     """
     from training.report import as_text
     from training.retrain import retrain as run
+    from training.told import report as write
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
+    page = None
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
+        try:
+            page = write(done, config, encoder, progress)
+        except ReportError as error:
+            complain([str(error)])
     complain(done.complaints)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
     click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
     click.echo(as_text(done.figures))
+    for line in done.alike:
+        click.echo(f"  {line}")
     for name, rate in done.bundle.manifest.cutoff_rates.items():
         click.echo(
             f"  {name}: hits {rate.hit} of {rate.ham} ham held out (95 %: {rate.low:.2%} to {rate.high:.2%}), "
             f"aim {rate.target:.2%}"
         )
+    if page:
+        click.echo(f"report: {page}")
     against = f"against the head in service, {done.before}," if done.before else "without another head"
     mail = f"{done.locked} messages locked away" if done.locked else "messages held out in turn"
     click.echo(f"gate: {done.word.outcome} {against} on {mail} and the reference set")

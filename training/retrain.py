@@ -30,7 +30,7 @@ from . import gate
 from .campaigns import campaigns, training_weights
 from .corpus import tabulate
 from .cutoffs import SPAM_BOUNDS, Rates, hits
-from .fit import DEFAULT_PENALTIES, FOLDS, Fitted, fit, take
+from .fit import DEFAULT_PENALTIES, Fitted, Penalties, fit, take
 from .labelled import encode_waiting, merge, with_features
 from .report import Figures, figures
 from .trial import Mail, Trial, incumbent, reference
@@ -46,18 +46,21 @@ _MUCH = 0.5
 class Retrained:
     """A new head, where it lies, what the gate said of it, and its figures on mail held out in turn (out of fold).
 
-    `ham` and `spam` messages were fitted on, `locked` ones kept for the gate. `before` names the head in service
+    `ham` and `spam` messages were fitted on, `locked` ones kept for the gate; `alike` says which of them are of one
+    campaign. `before` names the head in service
     until then; unless `word.passed` it still is.
     """
 
     bundle: bundle.Bundle
     folder: Path
     before: str
+    trial: Trial
     word: gate.Word
     figures: Figures
     ham: int
     spam: int
     locked: int
+    alike: tuple[str, ...]
     complaints: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -104,14 +107,14 @@ def retrain(
             given, changes = labels.snapshot()
             table, features, complaints = with_features(merge(given, found), store, complaints)
             known = reference(encoder, store)
-        table = table if "weight" in table else table.assign(weight=1.0)  # MERGE
+        table = table if "weight" in table else table.assign(weight=1.0)
         gathered = time.perf_counter()
         groups = campaigns(features.wide, encoder.vocab_size)
         mail = Mail(table, features, groups, gate.locked(list(table["content"]), groups, labels_of(table)))
-        complaints += _much_alike(mail)
         fitted, prior = _fit(mail, config, encoder, kind, fresh, seed, progress)
         old = incumbent(config, encoder)
-        word = Trial(mail, fitted, old, known, config).word()
+        trial = Trial(mail, fitted, old, known, config)
+        word = trial.word()
         learnt, y = mail.fitted, mail.labels[mail.fitted]
         found_figures = figures(fitted.out_of_fold, y, fitted.cutoffs)
         hit = hits(fitted.out_of_fold[y == 0], fitted.cutoffs, _rates(config))
@@ -134,11 +137,13 @@ def retrain(
         bundle=new,
         folder=folder,
         before=old.name if old else "",
+        trial=trial,
         word=word,
         figures=found_figures,
         ham=int((y == 0).sum()),
         spam=int((y == 1).sum()),
         locked=len(table) - len(learnt),
+        alike=tuple(_much_alike(mail)),
         complaints=tuple(complaints),
         seconds={"reading": gathered - started, "fitting": time.perf_counter() - gathered},
     )
@@ -151,18 +156,14 @@ def _fit(
     shipped = None if fresh or kind == "mlp" else shipped_bundle(encoder)
     prior = shipped.head if shipped is not None and isinstance(shipped.head, AdditiveHead) else None
     learnt = mail.fitted
-    groups = [mail.campaigns[i] for i in learnt]
-    labels = mail.labels[learnt]
-    # Where a class is of fewer campaigns than folds, no fold could be without it: there near-duplicates are parted.
-    parted = min(len({g for g, y in zip(groups, labels, strict=True) if y == c}) for c in (0, 1)) < FOLDS
     fitted = fit(
         take(mail.features, learnt),
-        labels,
+        mail.labels[learnt],
         columns=encoder.vocab_size,
         kind=kind,
-        weights=training_weights(mail.table.iloc[learnt], groups),
-        groups=None if parted else [str(group) for group in groups],
-        penalties=DEFAULT_PENALTIES if config.learning.headers else replace(DEFAULT_PENALTIES, headers=None),
+        weights=training_weights(mail.table.iloc[learnt], [mail.campaigns[i] for i in learnt]),
+        groups=mail.groups,
+        penalties=penalties(config),
         prior=prior,
         rates=_rates(config),
         careful=shipped.cutoffs.spam if shipped is not None else SPAM_BOUNDS[0],
@@ -173,17 +174,17 @@ def _fit(
 
 
 def _much_alike(mail: Mail) -> list[str]:
-    """A complaint about a campaign that makes up most of a class; it is fitted with the weight of a few messages."""
-    complaints = []
+    """Of which class one campaign makes up most: it is fitted with the weight of a few messages."""
+    found = []
     for label, name in enumerate(("ham", "spam")):
         groups = Counter(np.asarray(mail.campaigns)[mail.labels == label].tolist())
         count = max(groups.values(), default=0)
         if len(groups) > 1 and count > max(1, _MUCH * groups.total()):
-            complaints.append(
+            found.append(
                 f"{count} of {groups.total()} {name} are nearly the same message: together they weigh as much as "
                 f"{np.sqrt(count):.0f} others"
             )
-    return complaints
+    return found
 
 
 @contextmanager
@@ -204,6 +205,11 @@ def _alone(state_dir: Path) -> Iterator[None]:
 
 def _reading(progress: Progress | None) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress("reading", done, total)
+
+
+def penalties(config: Config) -> Penalties:
+    """Of a head fitted on a user's own mail."""
+    return DEFAULT_PENALTIES if config.learning.headers else replace(DEFAULT_PENALTIES, headers=None)
 
 
 def _rates(config: Config) -> Rates:

@@ -22,7 +22,7 @@ from spamguard.verdict import Cutoffs
 
 from . import gate
 from .corpus import tabulate
-from .fit import Fitted, take
+from .fit import FOLDS, Fitted, take
 from .gate import Said
 from .labelled import with_features
 
@@ -63,6 +63,16 @@ class Mail:
     def fitted(self) -> Indices:
         """Which messages are fitted on."""
         return np.flatnonzero(~self.locked)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The campaigns of the messages fitted on, none of which a fold may part.
+
+        None where a class has fewer of them than there are folds: one would have to do without that class.
+        """
+        groups, labels = [self.campaigns[i] for i in self.fitted], self.labels[self.fitted]
+        few = min(len({g for g, label in zip(groups, labels, strict=True) if label == c}) for c in (0, 1))
+        return [str(group) for group in groups] if few >= FOLDS else None
 
 
 def incumbent(config: Config, encoder: Encoder) -> Incumbent | None:
@@ -112,6 +122,15 @@ class Trial:
             self.config.learning.spam_rate,
             "locked" if locked else "out of fold",
         )
+
+    def said_before(self, features: Features, contents: Sequence[str]) -> Said | None:
+        """What the head in service says; of what it was fitted on, no number. None if no head is."""
+        said = self._before(features)
+        if said is None:
+            return None
+        seen = _fitted_on(self.old, contents)
+        unseen = np.asarray([content not in seen for content in contents], dtype=np.bool_)
+        return Said(np.where(unseen, said.probabilities, np.nan), said.cutoffs)
 
     def _after(self, features: Features) -> Said:
         return self._said(self.fitted.head, self.fitted.cutoffs, features)

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("spamguard", "service", "training")
 CLI = "spamguard/cli.py"
-COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "report", "score")))
+COMMANDS = (
+    CLI,
+    *(f"spamguard/cli_{part}.py" for part in ("base", "heads", "labels", "quarantine", "report", "score")),
+)
 
 # Package -> the files (or folders, ending in a slash) that may import it.
 DOORS = {

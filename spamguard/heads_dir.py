@@ -149,6 +149,8 @@ def promote(heads_dir: Path, name: str, why: Why = "promote", gate: str = "") ->
     The history is written first: who is killed between has a line about a head that does not judge, which `before`
     passes over. Raises BundleError.
     """
+    if serving(heads_dir) == name:
+        return name
     with _locked(heads_dir):
         previous = serving(heads_dir)
         if previous != name:

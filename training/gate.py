@@ -139,6 +139,9 @@ class Word:
         return f"{self.outcome}: {'; '.join(self.reasons)}"
 
 
+SAME = Word("tied", ("it is the head in service already",), (), "out of fold")
+
+
 def locked(contents: Sequence[str], groups: Sequence[int], labels: Labels) -> Mask:
     """Which messages are locked away, (n,): SHARE of the campaigns, or none if a class has fewer than LOCK_FROM."""
     first = _first(contents, groups)

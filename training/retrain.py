@@ -114,7 +114,8 @@ def retrain(
         fitted, prior = _fit(mail, config, encoder, kind, fresh, seed, progress)
         old = incumbent(config, encoder)
         trial = Trial(mail, fitted, old, known, config)
-        word = trial.word()
+        same = old is not None and bundle.make(fitted.head, fitted.cutoffs, encoder, {}).id == old.bundle.id
+        word = gate.SAME if same else trial.word()
         learnt, y = mail.fitted, mail.labels[mail.fitted]
         found_figures = figures(fitted.out_of_fold, y, fitted.cutoffs)
         hit = hits(fitted.out_of_fold[y == 0], fitted.cutoffs, _rates(config))

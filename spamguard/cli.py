@@ -13,6 +13,7 @@ import click
 
 from . import __version__
 from .cli_base import OneLineErrors, complain, load_config, load_scorer
+from .cli_doctor import doctor
 from .cli_labels import labels
 from .cli_quarantine import quarantine
 from .cli_score import score
@@ -51,6 +52,7 @@ def main(context: click.Context, file: Path | None) -> None:
         click.echo(context.get_help())
 
 
+main.add_command(doctor)
 main.add_command(labels)
 main.add_command(quarantine)
 main.add_command(score)

@@ -14,7 +14,8 @@ import pytest
 from spamguard import bundle, heads_dir
 from spamguard.errors import BundleError
 from spamguard.heads_dir import Event, before, find, heads, history, promote, prune, refuse, serving, sweep
-from tests.unit.test_bundle import CUTOFFS, ENCODER, a_head, listing
+from tests.paper_bundle import CUTOFFS, ENCODER, a_head
+from tests.unit.test_bundle import listing
 
 DAY = timedelta(days=1)
 

@@ -22,7 +22,9 @@ from .summary import summary
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAME_LIMIT = 300  # of a file's name; longer ones are cut
 UNKNOWN = "–"
-SHOWN = frozenset({"created", "ham", "spam", "sources"})  # of the provenance, elsewhere on the page
+SHOWN = frozenset(
+    {"created", "ham", "spam", "sources", "gate", "figures"}
+)  # of the provenance, elsewhere on the page
 
 
 def write(run: Run, folder: Path, *, private: bool) -> Path:

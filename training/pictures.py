@@ -6,6 +6,7 @@ Drawn from the numbers of summary() alone, so that no text of a mail or name of 
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ STYLE = {
 
 def draw(found: Numbers) -> tuple[dict[str, str], list[str]]:
     """The pictures that can be drawn of these numbers, by name, and what went wrong with others, a line each."""
+    # It tells at length where it keeps its list of fonts when there is no home folder.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib
         from matplotlib.figure import Figure

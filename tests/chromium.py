@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -18,8 +18,8 @@ PROGRAM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.wh
 class Page:
     """One tab. `requests` are the addresses that it has asked for, `blocked` what its own policy has forbidden."""
 
-    def __init__(self, read: int, write: int) -> None:
-        self._out, self._in = os.fdopen(read, "rb"), os.fdopen(write, "wb", buffering=0)
+    def __init__(self, heard: BinaryIO, told: BinaryIO) -> None:
+        self._out, self._in = heard, told
         self._rest, self._number, self._session = b"", 0, ""
         self.requests: list[str] = []
         self.blocked: list[str] = []
@@ -80,10 +80,6 @@ class Page:
             self.blocked.append(parameters["entry"]["text"])
         return message
 
-    def close(self) -> None:
-        self._in.close()
-        self._out.close()
-
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
@@ -96,18 +92,15 @@ def browser(profile: Path) -> Iterator[Page]:
         "--disable-extensions --disable-background-networking --disable-component-update --remote-debugging-pipe"
     ).split()
     command = [PROGRAM, *switches, f"--user-data-dir={profile}", "--host-resolver-rules=MAP * 127.0.0.1:9"]
-    # The protocol wants the descriptors 3 and 4.
-    through = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *command]
+    # The protocol wants the descriptors 3 and 4; not every sh can name those above 9.
+    through = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *command]
     with (profile.parent / "chromium.log").open("wb") as log:
         process = subprocess.Popen(through, pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log)
     os.close(theirs_in)
     os.close(theirs_out)
     try:
-        page = Page(ours_out, ours_in)
-        try:
-            yield page
-        finally:
-            page.close()
+        with open(ours_out, "rb") as heard, open(ours_in, "wb", buffering=0) as told:  # noqa: PTH123 (descriptors)
+            yield Page(heard, told)
     finally:
         process.terminate()
         try:

@@ -22,7 +22,9 @@ from .summary import summary
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAME_LIMIT = 300  # of a file's name; longer ones are cut
 UNKNOWN = "–"
-SHOWN = frozenset({"created", "ham", "spam", "sources"})  # of the provenance, elsewhere on the page
+SHOWN = frozenset(
+    {"created", "ham", "spam", "sources", "gate", "figures"}
+)  # of the provenance, elsewhere on the page
 
 
 def write(run: Run, folder: Path, *, private: bool) -> Path:
@@ -41,7 +43,7 @@ def write(run: Run, folder: Path, *, private: bool) -> Path:
     except OSError as error:
         raise ReportError(f"{error.filename or folder}: the report cannot be written: {error.strerror}") from error
     except Exception as error:  # a report must never fail the retrain that it is about
-        raise ReportError(f"{folder}: no report: {type(error).__name__}: {error}") from error
+        raise ReportError(" ".join(f"{folder}: no report: {type(error).__name__}: {error}".split())) from error
     if faults:
         raise ReportError(f"{folder / PAGE}: {'; '.join(faults)}")
     return folder / PAGE

@@ -6,6 +6,7 @@ Drawn from the numbers of summary() alone, so that no text of a mail or name of 
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 
-WIDTH, HEIGHT = 5.0, 3.3  # inches of 72 units; a phone shows them at about that size
+WIDTH, HEIGHT = 4.5, 3.1  # inches of 72 units; a phone shows them at about that size
 # matplotlib wants colours: each of these stands for a variable of the style sheet, which takes its place.
 INK, SOFT, GRID, HAM, SPAM, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", HAM: "ham", SPAM: "spam", PAPER: "paper"}
@@ -48,11 +49,13 @@ STYLE = {
 
 def draw(found: Numbers) -> tuple[dict[str, str], list[str]]:
     """The pictures that can be drawn of these numbers, by name, and what went wrong with others, a line each."""
+    # It tells at length where it keeps its list of fonts when there is no home folder.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except Exception as error:  # whatever a broken installation throws: numbers without pictures are a report too
-        return {}, [f"no pictures: {error}"]
+        return {}, [" ".join(f"no pictures: {error}".split())]
     pictures, faults = {}, list[str]()
     for name, picture in PICTURES.items():
         if not found[name]:
@@ -64,7 +67,7 @@ def draw(found: Numbers) -> tuple[dict[str, str], list[str]]:
                 picture(figure, found)
                 pictures[name] = _for_a_page(figure)
         except Exception as error:
-            faults.append(f"picture {name} not drawn: {type(error).__name__}: {error}")
+            faults.append(" ".join(f"picture {name} not drawn: {type(error).__name__}: {error}".split()))
     return pictures, faults
 
 

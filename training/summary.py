@@ -48,7 +48,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The head that was in service, and its probabilities (n,) of the same messages."""
+    """The head in service until now, and its probabilities (n,) of the same messages: NaN where it had learnt from one."""
 
     head: str
     probabilities: Probabilities

@@ -1,4 +1,4 @@
-"""A retrain as a process that can be killed, `CONFIG PATH`: says "ready" once the encoder is loaded, then what it did."""
+"""A retrain as a process that can be killed: says "ready" once the encoder is loaded, then what it did."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import click
 
 from . import __version__
 from .cli_base import OneLineErrors, complain, load_config, load_scorer
+from .cli_doctor import doctor
+from .cli_heads import heads
 from .cli_labels import labels
 from .cli_quarantine import quarantine
+from .cli_report import report
 from .cli_score import score
-from .errors import ScoringError
+from .errors import REFUSED, ReportError, ScoringError
 
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
 
@@ -44,15 +47,19 @@ def main(context: click.Context, file: Path | None) -> None:
     spamguard retrain ~/Maildir          learn from what you filed
     spamguard serve                      filter mail as it comes in by SMTP
 
-    Exit codes: 0 done, 2 error (one line on standard error). `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
+    Exit codes: 0 done, 2 error (one line on standard error), 4 a retrain whose head the gate refused.
+    `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
     """
     context.obj = file
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
+main.add_command(doctor)
+main.add_command(heads)
 main.add_command(labels)
 main.add_command(quarantine)
+main.add_command(report)
 main.add_command(score)
 
 
@@ -98,6 +105,12 @@ def filter_(context: click.Context) -> None:
             sys.stdout.buffer.flush()
 
 
+def _columns(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that read tables."""
+    command = click.option("--text-column", metavar="NAME", help="Column of a table that holds the texts.")(command)
+    return click.option("--label-column", metavar="NAME", help="Column of a table that holds the labels.")(command)
+
+
 @main.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
@@ -105,15 +118,30 @@ def filter_(context: click.Context) -> None:
 )
 @click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
+@_columns
 @click.pass_context
-def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: bool, seed: int) -> None:
-    """Fit a new head on all labels and put it in service.
+def retrain(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    kind: Any,
+    fresh: bool,
+    seed: int,
+    label_column: str | None,
+    text_column: str | None,
+) -> None:
+    """Fit a new head on all labels, and put it in service if it does no harm.
 
     PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
-    `spam` at any depth, ham.mbox and spam.mbox, or a CSV with the columns label and text. What is found there takes
+    `spam` at any depth, ham.mbox and spam.mbox, or a CSV, TSV or Parquet file with columns of labels and texts. In a
+    Maildir sent mail is ham of little weight; trash, drafts and what the daemon itself moved to Junk are left out
+    ([learning] names further folders). What is found there takes
     the place of what the last retrain with a PATH found; without one, that stays. What the user said (`spamguard
     labels list`) counts as well, and more than a folder. Encoder output is kept, so that the next time only new
-    mail is encoded. A running daemon takes the new head on SIGHUP.
+    mail is encoded. A running daemon takes the new head within a second or two.
+
+    The gate compares it with the head in service, on mail that neither was fitted on. A head that calls more ham
+    spam, or catches less spam, beyond noise, is kept as a candidate (exit code 4): labels and the head in service
+    stay as they were, and `spamguard heads promote ID` puts it in service all the same.
 
     \b
     spamguard retrain ~/Maildir
@@ -121,28 +149,53 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     spamguard retrain messages.csv
     spamguard retrain                   (these again, and what the user said since)
     """
+    from training.corpus import Reading
     from training.report import as_text
     from training.retrain import retrain as run
+    from training.told import report as write
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
+    reading, page = Reading.configured(config, label_column, text_column), None
     with _progress() as progress:
-        done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
+        done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)
+        try:
+            page = write(done, config, encoder, progress)
+        except ReportError as error:
+            complain([str(error)])
     complain(done.complaints)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
     click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
     click.echo(as_text(done.figures))
-    cutoffs = done.bundle.cutoffs
-    click.echo(
-        f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
-    )
+    for line in done.alike:
+        click.echo(f"  {line}")
     for name, rate in done.bundle.manifest.cutoff_rates.items():
         click.echo(
             f"  {name}: hits {rate.hit} of {rate.ham} ham held out (95 %: {rate.low:.2%} to {rate.high:.2%}), "
             f"aim {rate.target:.2%}"
         )
+    if page:
+        click.echo(f"report: {page}")
+    against = f"against the head in service, {done.before}," if done.before else "without another head"
+    mail = f"{done.locked} messages locked away" if done.locked else "messages held out in turn"
+    click.echo(f"gate: {done.word.outcome} {against} on {mail} and the reference set")
+    for row in done.word.rows:
+        if row.n:
+            click.echo(f"  {row.in_words}")
+    if not done.word.passed:
+        click.echo(f"head {done.bundle.id} is kept as a candidate: {done.folder}")
+        click.echo(f"to use it all the same: spamguard heads promote {done.bundle.id}")
+        complain([f"not put in service: {'; '.join(done.word.reasons)}"])
+        context.exit(REFUSED)
+    cutoffs = done.bundle.cutoffs
+    click.echo(f"  {'; '.join(done.word.reasons)}")
+    click.echo(
+        f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
+    )
+    if done.before not in ("", done.bundle.id):
+        click.echo("to undo it: spamguard heads rollback")
     if config.head.path is not None:
         complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
 
@@ -150,8 +203,15 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@_columns
 @click.pass_context
-def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+def evaluate(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    as_json: bool,
+    label_column: str | None,
+    text_column: str | None,
+) -> None:
     """Figures of the head in service on labelled mail (the same kinds of path as retrain).
 
     \b
@@ -160,12 +220,14 @@ def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> 
     """
     from dataclasses import asdict
 
+    from training.corpus import Reading
     from training.evaluate import evaluate as run
     from training.report import as_text
 
-    scorer = load_scorer(context)
+    config, scorer = load_config(context).config, load_scorer(context)
+    reading = Reading.configured(config, label_column, text_column)
     with _progress() as progress:
-        found, complaints = run(paths, load_config(context).config, scorer, progress)
+        found, complaints = run(paths, config, scorer, progress, reading)
     complain(complaints)
     click.echo(json.dumps({**asdict(found), "head": scorer.head_id}) if as_json else as_text(found))
 

@@ -244,7 +244,7 @@ def _folder_name(value: str) -> str:
 
 
 class LearningTable(Table):
-    """When labels that users gave (by moving mail, or `spamguard labels add`) lead to a new head."""
+    """When labels that users gave lead to a new head, and which folders `spamguard retrain` reads as what."""
 
     refit: Literal["off", "suggest", "on"] = Field(
         "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"
@@ -257,6 +257,34 @@ class LearningTable(Table):
     )
     spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
     unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
+    keep_days: float = Field(
+        14,
+        ge=0,
+        description="how long is kept what the head saw of a message it judged, without its text; 0: not at all",
+    )
+    keep_messages: int = Field(10_000, ge=1, description="of more judged mail the oldest is not kept")
+    report_private: bool = Field(False, description="the report of a retrain names no files and folders")
+    spam_folders: tuple[str, ...] = Field(
+        (),
+        description="folders of spam, beside Junk, Spam and the like in other languages; as on the disk or as you "
+        "see them (`.Lists.Junk`, `Lists/Junk`), a last name alone at any depth",
+    )
+    ham_folders: tuple[str, ...] = Field((), description="folders of ham, whatever their names would say")
+    sent_folders: tuple[str, ...] = Field(
+        (), description="folders of what you sent, beside the usual ones: ham of little weight"
+    )
+    ignored_folders: tuple[str, ...] = Field(
+        (), description="folders that say nothing, beside trash, drafts, outbox and templates"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> LearningTable:
+        names = (*self.spam_folders, *self.ham_folders, *self.sent_folders, *self.ignored_folders)
+        if any(not name.strip("./ ") or names.count(name) > 1 for name in names):
+            raise ValueError(
+                "a folder of spam_folders, ham_folders, sent_folders, ignored_folders is named twice or ''"
+            )
+        return self
 
 
 class BatchTable(Table):
@@ -338,6 +366,10 @@ class Config(Table):
         return self.state_dir / "heads"
 
     @property
+    def reports_dir(self) -> Path:
+        return self.state_dir / "reports"
+
+    @property
     def quarantine_path(self) -> Path:
         return self.quarantine.path or self.state_dir / "quarantine"
 
@@ -353,6 +385,11 @@ class Config(Table):
     @property
     def labels_file(self) -> Path:
         return self.state_dir / "labels.sqlite3"
+
+    @property
+    def watch_file(self) -> Path:
+        """What the Maildir watcher remembers."""
+        return self.state_dir / "watch.sqlite3"
 
     @property
     def features_dir(self) -> Path:

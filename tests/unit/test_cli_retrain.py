@@ -37,7 +37,7 @@ def test_retrain_puts_a_new_head_in_service(
     first = learn("retrain", path)
     assert first.exit_code == 0 and first.stderr == "", first.output
     assert "fitted on 20 ham and 20 spam" in first.stdout and "AUC" in first.stdout
-    assert sum(encoded) == 40
+    assert sum(encoded) == 40 + 80  # and the gate's reference set
 
     current = bundle.in_service(tmp_path / "state" / "heads")
     assert f"in service: {tmp_path / 'state' / 'heads' / current.name}" in first.stdout

@@ -307,7 +307,8 @@ def test_labels_given_after_the_fit_are_none_of_it(kept: Store) -> None:
     kept.came(300, 0)
     with Labels(kept.config.labels_file) as labels, Recent(kept.config.features_dir, kept.fingerprint) as recent:
         (one, *_) = recent.since(1)
-        labels._db.execute("INSERT INTO label VALUES (?, 'spam', 'moved', '', ?, 9999)", (one.content, time.time() + 3600))
+        later = time.time() + 3600
+        labels._db.execute("INSERT INTO label VALUES (?, 'spam', 'moved', '', ?, 9999)", (one.content, later))
     with FeatureStore(kept.config.features_dir, kept.fingerprint) as store:
         store.put([(one.content, one.row)])
     found = kept.look()

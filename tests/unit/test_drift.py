@@ -125,6 +125,11 @@ def test_more_unsure_mail_than_at_the_fit(tiny: Tiny, between: int, spam: int, d
     assert found.due is due and f"{between} of 1000 messages" in found.says
 
 
+def test_hardly_more_is_no_reason_however_much_mail_shows_it(tiny: Tiny) -> None:
+    found = unsure(shares(20_000, 800), a_bundle(tiny))
+    assert found.figures["p_value"] < 1e-6 and found.due is False
+
+
 def test_the_borders_are_those_of_the_cutoffs(tiny: Tiny) -> None:
     p = np.repeat([0.39, 0.4, 0.89, 0.9], 50)
     assert unsure(p, a_bundle(tiny)).figures["unsure"] == 100

@@ -23,7 +23,7 @@ from spamguard.recent import Judged, Recent
 from spamguard.verdict import Cutoffs, Label
 from spamguard.wide import Counts
 from tests.unit.conftest import Tiny
-from training.drift import LEAST, Finding, drift, overruled, unlike, unsure
+from training.drift import LEAST, RARE, Finding, drift, overruled, unlike, unsure
 
 VOCABULARY, DIM = 1000, 20
 NOW = time.time()
@@ -127,7 +127,7 @@ def test_more_unsure_mail_than_at_the_fit(tiny: Tiny, between: int, spam: int, d
 
 def test_hardly_more_is_no_reason_however_much_mail_shows_it(tiny: Tiny) -> None:
     found = unsure(shares(20_000, 800), a_bundle(tiny))
-    assert found.figures["p_value"] < 1e-6 and found.due is False
+    assert found.figures["p_value"] < RARE and found.due is False
 
 
 def test_the_borders_are_those_of_the_cutoffs(tiny: Tiny) -> None:

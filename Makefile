@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FUZZ   := $(VENV)/.fuzz-installed
-PICTURES := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help run test unit fuzz check bench-accuracy bench-smtp crash storm head clean
@@ -46,11 +45,7 @@ check: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(PICTURES): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	touch $@
-
-bench-accuracy: $(PICTURES) ## judgement beside its peers; CORPORA=DIR holds corpora; ARGS='--splits a,b --peers bogofilter'
+bench-accuracy: $(STAMP) ## judgement beside its peers; CORPORA=DIR holds corpora; ARGS='--splits a,b --peers bogofilter'
 	$(BIN)/python -m benchmarks.judgement $(or $(CORPORA),$(error say CORPORA=DIR)) $(ARGS)
 
 bench-smtp: $(STAMP) ## throughput of the SMTP path beside its peers; ARGS='--memory' or '--large': resident size

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ from .pipeline import Pipeline
 from .quarantine import Quarantine
 from .refit import Refit
 from .relay import NextHop, Relay
+from .remember import Remember
 from .retention import expire_hourly
 from .watch import Watcher
 
@@ -39,6 +41,9 @@ _FIXED = ("state_dir", "listen", "next_hop", "maildir", "watch", "quarantine", "
 
 # What is open beside the connections: libraries, the model's files, threads' pipes, the feature store.
 _OTHER_FILES = 200
+
+# How often is looked whether another head has been put in service.
+_LOOK_S = 1.0
 
 _GARBAGE = 10_000  # objects; what a message leaves behind in cycles is a few dozen
 
@@ -77,7 +82,9 @@ class Daemon:
         self.watcher: Watcher | None = None
         self._expiry: asyncio.Task[None] | None = None
         self.refit: Refit | None = None
+        self._remember = Remember(lambda: self.loaded.config, self.journal)
         self._reload_wanted = asyncio.Event()
+        self._current = ""  # what heads/current pointed at when a head was loaded last
         self._started_with = loaded.config
         self._load_scorer = load_scorer or _load_scorer
 
@@ -124,11 +131,14 @@ class Daemon:
             self._create("state_dir", lambda: config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True))
             self._create("quarantine.path", quarantine.create)
             way_out = self._way_out(config, hostname) if bound else None
+            self._current = _pointer(config)
             self.scorer = await asyncio.to_thread(self._load_scorer, config, None)
             self.batcher = Batcher(self.scorer, config.batch)
             await self.batcher.start()
             await self.batcher.warm_up(self.scorer)
-            self.pipeline = Pipeline(self.batcher, Policy(config.policy), self.journal.count, config.release_key)
+            self._remember.start()
+            policy, key = Policy(config.policy), config.release_key
+            self.pipeline = Pipeline(self.batcher, policy, self.journal.count, key, self._remember.note)
             self._raise_limit_of_files(config)
             if config.watch.maildirs:
                 watcher = Watcher(config, self.pipeline, quarantine, self.journal)
@@ -231,6 +241,7 @@ class Daemon:
         late = await self.listener.stop(self.loaded.config.limits.shutdown_s) if self.listener is not None else 0
         if self.watcher is not None:
             await self.watcher.stop()
+        await self._remember.stop()
         if self.listener is not None or self.watcher is not None:
             self.journal.write("info", "stopped", broken_off=late, **dict(self.journal.counters))
         if self.next_hop is not None:
@@ -241,19 +252,30 @@ class Daemon:
             await self.batcher.stop()
 
     async def _reload_whenever(self, wanted: asyncio.Event) -> None:
+        """At SIGHUP and after a refit all is read again; if another head was put in service, that head alone."""
         while True:
-            await wanted.wait()
-            wanted.clear()
-            await self.reload()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await wanted.wait()
+            if wanted.is_set():
+                wanted.clear()
+                await self.reload()
+            elif _pointer(self.loaded.config) != self._current:
+                await self.reload(self.loaded)
 
-    async def reload(self) -> bool:
-        """Read file, head and cut-offs again and swap them in. What is wrong is logged and changes nothing."""
+    async def reload(self, loaded: Loaded | None = None) -> bool:
+        """Swap in the head and cut-offs of `loaded`, else of the file, which is read again. What is wrong is logged
+        and changes nothing.
+        """
         assert self.batcher is not None
         reloading()
         old = self.loaded.config
         try:
-            loaded = await asyncio.to_thread(load, self.loaded.file)
+            if loaded is None:
+                loaded = await asyncio.to_thread(load, self.loaded.file)
             new = loaded.config
+            # Noted first: a head that is put in service meanwhile is loaded next, one that cannot be is tried once.
+            self._current = _pointer(new)
             encoder = self.scorer.encoder if new.encoder == old.encoder else None
             scorer = await asyncio.to_thread(self._load_scorer, new, encoder)
             await self.batcher.warm_up(scorer)
@@ -276,6 +298,13 @@ def _load_scorer(config: Config, encoder: Any) -> Scorer:
     from spamguard.scorer import Scorer as BertScorer  # torch; not before the port is ours
 
     return BertScorer.from_config(config, encoder)
+
+
+def _pointer(config: Config) -> str:
+    """What heads/current points at. A call of no account: the state folder is local."""
+    from spamguard.heads_dir import pointer  # numpy; not before the port is ours
+
+    return pointer(config.heads_dir)
 
 
 def _name(hop: NextHopTable) -> str:

@@ -94,6 +94,8 @@ class Filing:
         self._journal.count(f"{fate}.{disposition.label}")
         spent = round((time.monotonic() - began) * 1000, 1)
         self._note("info", "message", arrival, disposition, fate=fate, total_ms=spent)
+        if disposition.verdict is not None:
+            self._pipeline.remember(disposition.verdict, f"{arrival.spot.folder}/{arrival.spot.unique}")
 
     async def _disposition(self, arrival: Arrival) -> Disposition | None:
         """What is to be done; None if there is no verdict yet."""

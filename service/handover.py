@@ -232,6 +232,8 @@ class Handover:
                 **record.more | more,
                 total_ms=_ms(record.began),
             )
+        if verdict := next((s.disposition.verdict for s in record.shares if s.disposition), None):
+            self._pipeline.remember(verdict, f"{self._ingress}/{record.id}")
         return [replies[place] for place in sorted(replies)]
 
 

@@ -11,6 +11,7 @@ from spamguard import headers, released
 from spamguard.actions import Disposition, Fate
 from spamguard.errors import ScoringError
 from spamguard.policy import Policy
+from spamguard.verdict import Verdict
 
 from .batcher import Batcher
 
@@ -18,7 +19,8 @@ from .batcher import Batcher
 class Pipeline:
     """`policy` may be replaced at any time. `count` is told of what is not scored: `unscored.deadline` and so on.
 
-    `release_key` is the file of the key by which released mail is known; without it all mail is judged.
+    `release_key` is the file of the key by which released mail is known; without it all mail is judged. The ingresses
+    tell `remember` of each verdict, and in a word which message it was, when they have done what it asks for.
     """
 
     def __init__(
@@ -27,9 +29,11 @@ class Pipeline:
         policy: Policy,
         count: Callable[[str], None] | None = None,
         release_key: Path | None = None,
+        remember: Callable[[Verdict, str], None] | None = None,
     ) -> None:
         self.batcher = batcher
         self.policy = policy
+        self.remember = remember or (lambda verdict, about: None)
         self._count = count or (lambda name: None)
         self._release_key = release_key
         self._complained = False

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from spamguard.config_file import Loaded
-from spamguard.errors import ScoringError
+from spamguard.errors import REFUSED, ScoringError
 from spamguard.labels import Labels
 
 from .batcher import Batcher
@@ -120,6 +120,9 @@ class Refit:
     async def _retrain(self, news: int) -> None:
         self._journal.write("info", "refit", new_labels=news)
         code, lines = await self._call_retrain()
+        if code == REFUSED:
+            self._journal.write("warning", "refit refused", cause=lines[-1] if lines else "by the gate")
+            return
         if code != 0:
             self._journal.write("warning", "no refit", cause=lines[-1] if lines else f"exit status {code}")
             return

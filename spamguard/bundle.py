@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -24,11 +24,13 @@ from safetensors import numpy as safetensors
 
 from . import features, message, wide
 from .encoder import Encoder
-from .errors import BundleError
+from .errors import BundleError, OutdatedHeadError
 from .head import HEADS, AdditiveHead, MlpHead
 from .verdict import Cutoffs
 
 MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.safetensors", "CARD.md"
+# Which mail the head was fitted on: the first bytes of each content hash, ascending.
+FITTED_ON, PREFIX_BYTES = "fitted_on", 8
 CURRENT = "current"
 SHIPPED = Path(__file__).parent / "heads" / "default"
 # Far above any real manifest or head; a guard against being fed something else.
@@ -73,10 +75,21 @@ class Manifest(BaseModel):
     weights_sha256: str
     provenance: dict[str, Any] = {}
 
+    @property
+    def id(self) -> str:
+        """Names weights, cut-offs, encoder and inputs."""
+        named = [
+            self.weights_sha256,
+            self.encoder_fingerprint,
+            sorted(self.cutoffs.items()),
+            self.inputs.model_dump(),
+        ]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A head with what it needs to be served. `id` names its content: weights, cut-offs, encoder and inputs."""
+    """A head with what it needs to be served. `id` names its content, not where it came from."""
 
     head: AdditiveHead | MlpHead
     cutoffs: Cutoffs
@@ -84,13 +97,7 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        named = [
-            self.manifest.weights_sha256,
-            self.manifest.encoder_fingerprint,
-            sorted(self.manifest.cutoffs.items()),
-            self.manifest.inputs.model_dump(),
-        ]
-        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+        return self.manifest.id
 
 
 def make(
@@ -114,15 +121,17 @@ def make(
     return Bundle(head, cutoffs, manifest)
 
 
-def save(bundle: Bundle, folder: Path, card: str = "") -> Path:
+def save(bundle: Bundle, folder: Path, card: str = "", fitted_on: Iterable[str] | None = None) -> Path:
     """Write the bundle so that `folder` holds all of it or nothing. An equal bundle already there is kept.
 
-    Raises BundleError if the folder cannot be written, or holds something else.
+    `fitted_on` are the content hashes of the mail it was fitted on, of which a prefix each is kept. Raises
+    BundleError if the folder cannot be written, or holds something else.
     """
     files = {
         WEIGHTS: _weights(bundle.head),
         MANIFEST: (bundle.manifest.model_dump_json(indent=1) + "\n").encode(),
         **({CARD: card.encode()} if card else {}),
+        **({} if fitted_on is None else {FITTED_ON: _prefixes(fitted_on)}),
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,14 +140,14 @@ def save(bundle: Bundle, folder: Path, card: str = "") -> Path:
             for name, data in files.items():
                 _write(draft / name, data)
             draft.chmod(0o755)
-            _sync(draft)
+            sync(draft)
             if folder.exists():
-                there = _read_manifest(folder)
+                there = read_manifest(folder)
                 if Bundle(_read_head(folder, there), bundle.cutoffs, there).id != bundle.id:
                     raise BundleError(f"{folder}: holds another head already")
                 return folder
             draft.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -149,16 +158,17 @@ def save(bundle: Bundle, folder: Path, card: str = "") -> Path:
 def load(folder: Path, encoder: Encoder) -> Bundle:
     """Read a bundle and check that it fits this encoder and this version of spamguard.
 
-    Raises BundleError, naming folder and fault, for anything missing, damaged, not finite or not fitting.
+    Raises BundleError, naming folder and fault, for anything missing, damaged, not finite or not fitting;
+    OutdatedHeadError if another version of spamguard fitted it.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest.encoder_fingerprint != encoder.fingerprint:
         raise BundleError(
             f"{folder}: fitted for another encoder ({_differences(manifest.encoder, encoder.description)}); "
             "run spamguard retrain, or change [encoder] back"
         )
     if manifest.inputs != Inputs():
-        raise BundleError(
+        raise OutdatedHeadError(
             f"{folder}: fitted by another version of spamguard; run spamguard retrain FOLDER on labelled mail, "
             f"or remove {folder.parent / CURRENT} to go on with the head that ships"
         )
@@ -171,6 +181,13 @@ def load(folder: Path, encoder: Encoder) -> Bundle:
     except (KeyError, ValueError) as error:
         raise BundleError(f"{folder}/{MANIFEST}: cutoffs: {error}") from error
     return Bundle(head, cutoffs, manifest)
+
+
+def fitted_on(folder: Path, contents: Iterable[str]) -> set[str]:
+    """Those of the content hashes that this head was fitted on. Raises BundleError if it does not say."""
+    data = _read(folder / FITTED_ON, WEIGHTS_LIMIT)
+    known = {data[i : i + PREFIX_BYTES].hex() for i in range(0, len(data), PREFIX_BYTES)}
+    return {content for content in contents if content[: 2 * PREFIX_BYTES] in known}
 
 
 def in_service(heads_dir: Path, explicit: Path | None = None) -> Path:
@@ -189,9 +206,13 @@ def put_in_service(folder: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
         link.replace(heads_dir / CURRENT)
-        _sync(heads_dir)
+        sync(heads_dir)
     except OSError as error:
         raise BundleError(f"{heads_dir}/{CURRENT}: cannot be switched: {error.strerror}") from error
+
+
+def _prefixes(contents: Iterable[str]) -> bytes:
+    return b"".join(sorted({bytes.fromhex(content[: 2 * PREFIX_BYTES]) for content in contents}))
 
 
 def _weights(head: AdditiveHead | MlpHead) -> bytes:
@@ -211,7 +232,8 @@ def _read(file: Path, limit: int) -> bytes:
         raise BundleError(f"{file}: {error.strerror}") from error
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What a head says of itself; the weights are not looked at. Raises BundleError."""
     data = _read(folder / MANIFEST, MANIFEST_LIMIT)
     try:
         return Manifest.model_validate_json(data)
@@ -256,7 +278,7 @@ def _write(file: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -13,10 +13,13 @@ import click
 
 from . import __version__
 from .cli_base import OneLineErrors, complain, load_config, load_scorer
+from .cli_doctor import doctor
+from .cli_heads import heads
 from .cli_labels import labels
 from .cli_quarantine import quarantine
+from .cli_report import report
 from .cli_score import score
-from .errors import ScoringError
+from .errors import REFUSED, ReportError, ScoringError
 
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
 
@@ -44,15 +47,19 @@ def main(context: click.Context, file: Path | None) -> None:
     spamguard retrain ~/Maildir          learn from what you filed
     spamguard serve                      filter mail as it comes in by SMTP
 
-    Exit codes: 0 done, 2 error (one line on standard error). `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
+    Exit codes: 0 done, 2 error (one line on standard error), 4 a retrain whose head the gate refused.
+    `score --exit-code` answers 0 ham, 1 spam, 3 unsure.
     """
     context.obj = file
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
+main.add_command(doctor)
+main.add_command(heads)
 main.add_command(labels)
 main.add_command(quarantine)
+main.add_command(report)
 main.add_command(score)
 
 
@@ -122,7 +129,7 @@ def retrain(
     label_column: str | None,
     text_column: str | None,
 ) -> None:
-    """Fit a new head on all labels and put it in service.
+    """Fit a new head on all labels, and put it in service if it does no harm.
 
     PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
     `spam` at any depth, ham.mbox and spam.mbox, or a CSV, TSV or Parquet file with columns of labels and texts. In a
@@ -130,7 +137,11 @@ def retrain(
     ([learning] names further folders). What is found there takes
     the place of what the last retrain with a PATH found; without one, that stays. What the user said (`spamguard
     labels list`) counts as well, and more than a folder. Encoder output is kept, so that the next time only new
-    mail is encoded. A running daemon takes the new head on SIGHUP.
+    mail is encoded. A running daemon takes the new head within a second or two.
+
+    The gate compares it with the head in service, on mail that neither was fitted on. A head that calls more ham
+    spam, or catches less spam, beyond noise, is kept as a candidate (exit code 4): labels and the head in service
+    stay as they were, and `spamguard heads promote ID` puts it in service all the same.
 
     \b
     spamguard retrain ~/Maildir
@@ -141,27 +152,51 @@ def retrain(
     from training.corpus import Reading
     from training.report import as_text
     from training.retrain import retrain as run
+    from training.told import report as write
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
-    reading = Reading.configured(config, label_column, text_column)
+    reading = Reading.configured(config, label_column, text_column) if paths else None
+    page = None
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)
+        try:
+            page = write(done, config, encoder, progress)
+        except ReportError as error:
+            complain([str(error)])
     complain(done.complaints)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
     click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
     click.echo(as_text(done.figures))
-    cutoffs = done.bundle.cutoffs
-    click.echo(
-        f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
-    )
+    for line in done.alike:
+        click.echo(f"  {line}")
     for name, rate in done.bundle.manifest.cutoff_rates.items():
         click.echo(
             f"  {name}: hits {rate.hit} of {rate.ham} ham held out (95 %: {rate.low:.2%} to {rate.high:.2%}), "
             f"aim {rate.target:.2%}"
         )
+    if page:
+        click.echo(f"report: {page}")
+    against = f"against the head in service, {done.before}," if done.before else "without another head"
+    mail = f"{done.locked} messages locked away" if done.locked else "messages held out in turn"
+    click.echo(f"gate: {done.word.outcome} {against} on {mail} and the reference set")
+    for row in done.word.rows:
+        if row.n:
+            click.echo(f"  {row.in_words}")
+    if not done.word.passed:
+        click.echo(f"head {done.bundle.id} is kept as a candidate: {done.folder}")
+        click.echo(f"to use it all the same: spamguard heads promote {done.bundle.id}")
+        complain([f"not put in service: {'; '.join(done.word.reasons)}"])
+        context.exit(REFUSED)
+    cutoffs = done.bundle.cutoffs
+    click.echo(f"  {'; '.join(done.word.reasons)}")
+    click.echo(
+        f"head {done.bundle.id} in service: {done.folder} (unsure from {cutoffs.unsure}, spam from {cutoffs.spam})"
+    )
+    if done.before not in ("", done.bundle.id):
+        click.echo("to undo it: spamguard heads rollback")
     if config.head.path is not None:
         complain([f"but the configuration says head.path = {config.head.path}, and that is what judges"])
 

@@ -244,7 +244,7 @@ def _folder_name(value: str) -> str:
 
 
 class LearningTable(Table):
-    """When labels that users gave lead to a new head, and which folders `spamguard retrain` reads as what."""
+    """When labels that users gave lead to a new head, what folders' names say, and what is kept."""
 
     refit: Literal["off", "suggest", "on"] = Field(
         "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"
@@ -257,6 +257,13 @@ class LearningTable(Table):
     )
     spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
     unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
+    keep_days: float = Field(
+        14,
+        ge=0,
+        description="how long is kept what the head saw of a message it judged, without its text; 0: not at all",
+    )
+    keep_messages: int = Field(10_000, ge=1, description="of more judged mail the oldest is not kept")
+    report_private: bool = Field(False, description="the report of a retrain names no files and folders")
     spam_folders: tuple[str, ...] = Field(
         (),
         description="folders of spam, beside Junk, Spam and the like in other languages; as on the disk or as you "
@@ -357,6 +364,10 @@ class Config(Table):
     @property
     def heads_dir(self) -> Path:
         return self.state_dir / "heads"
+
+    @property
+    def reports_dir(self) -> Path:
+        return self.state_dir / "reports"
 
     @property
     def quarantine_path(self) -> Path:

@@ -1,5 +1,8 @@
 """The errors that cross module borders; each message is one line fit to be shown to a user."""
 
+# Exit status of a retrain whose head the gate did not let into service; 1 and 3 are verdicts of `score`.
+REFUSED = 4
+
 
 class SpamguardError(Exception):
     """Base of all errors that spamguard raises on purpose."""
@@ -17,8 +20,16 @@ class BundleError(SpamguardError):
     """A head on disk is missing, damaged, or was fitted for another encoder."""
 
 
+class OutdatedHeadError(BundleError):
+    """A head was fitted by a version of spamguard that read mail otherwise."""
+
+
 class CorpusError(SpamguardError):
     """Labelled mail cannot be read, or cannot be learnt from."""
+
+
+class ReportError(SpamguardError):
+    """The page of a retrain cannot be written, drawn or found; the retrain itself is done."""
 
 
 class BusyError(SpamguardError):

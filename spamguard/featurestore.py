@@ -2,6 +2,7 @@
 
 One SQLite file for each encoder (WAL journal: readers and writers of several processes, and SIGKILL, do no harm).
 Rows are keyed by content hash and by the version of everything between bytes and head, so a stale row is never found.
+In another table of the same file stands what was judged of late (recent.py); it goes by its age, these rows do not.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ CREATE TABLE IF NOT EXISTS row (
     content TEXT, version TEXT, deep BLOB NOT NULL, columns BLOB NOT NULL, counts BLOB NOT NULL,
     structure BLOB NOT NULL, PRIMARY KEY (content, version)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS judged (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, p REAL NOT NULL, label TEXT NOT NULL, head TEXT NOT NULL,
+    about TEXT NOT NULL, content TEXT NOT NULL, version TEXT NOT NULL, deep BLOB NOT NULL, columns BLOB NOT NULL,
+    counts BLOB NOT NULL, structure BLOB NOT NULL, UNIQUE (content, version)
+);
+CREATE INDEX IF NOT EXISTS judged_at ON judged (at);
 """
 
 
@@ -42,16 +49,10 @@ class FeatureStore:
 
     def __init__(self, folder: Path, fingerprint: str, *, read_only: bool = False) -> None:
         """Open `folder/FINGERPRINT.sqlite3`, and create it unless `read_only`. Raises FeatureStoreError."""
-        self.file = folder / f"{fingerprint}.sqlite3"
-        self._version = _inputs_version()
+        self.file = file_of(folder, fingerprint)
+        self._version = inputs_version()
         try:
-            if read_only:
-                self._db = wal.to_read(self.file)
-                return
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(self.file, timeout=wal.BUSY_S, isolation_level=None)
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            wal.set_up(self._db, _SCHEMA)
+            self._db = wal.to_read(self.file) if read_only else connect(self.file)
         except (OSError, sqlite3.Error) as error:
             raise FeatureStoreError(f"{self.file}: {error}") from error
 
@@ -68,28 +69,11 @@ class FeatureStore:
     def get(self, contents: Sequence[str]) -> dict[str, Row]:
         """The rows of those content hashes that have one. Raises FeatureStoreError."""
         wanted = "content, deep, columns, counts, structure"
-        return {
-            content: Row(
-                np.frombuffer(deep, dtype=np.float16).astype(np.float32),
-                Counts(np.frombuffer(columns, dtype=np.uint32), np.frombuffer(counts, dtype=np.uint16)),
-                np.frombuffer(structure, dtype=np.float32),
-            )
-            for content, deep, columns, counts, structure in self._select(wanted, contents)
-        }
+        return {content: unpack(*packed) for content, *packed in self._select(wanted, contents)}
 
     def put(self, rows: Iterable[tuple[str, Row]]) -> None:
         """Keep the rows: all of them, or on an error none. Raises FeatureStoreError."""
-        values = [
-            (
-                content,
-                self._version,
-                row.deep.astype(np.float16).tobytes(),
-                row.wide.columns.tobytes(),
-                row.wide.counts.tobytes(),
-                row.structure.tobytes(),
-            )
-            for content, row in rows
-        ]
+        values = [(content, self._version, *pack(row)) for content, row in rows]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
@@ -104,6 +88,7 @@ class FeatureStore:
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
                 gone = self._db.executemany("DELETE FROM row WHERE content = ?", keys).rowcount
+                gone = max(gone, self._db.executemany("DELETE FROM judged WHERE content = ?", keys).rowcount)
             if gone > 0:  # else pages and journal would keep copies
                 self._db.execute("VACUUM")
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -128,6 +113,36 @@ def remove_everywhere(folder: Path, contents: Sequence[str]) -> None:
             store.remove(contents)
 
 
-def _inputs_version() -> str:
+def file_of(folder: Path, fingerprint: str) -> Path:
+    return folder / f"{fingerprint}.sqlite3"
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """Open a store for reading and writing; create what is missing. Raises OSError or sqlite3.Error."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = sqlite3.connect(file, timeout=wal.BUSY_S, isolation_level=None)
+    database.execute("PRAGMA synchronous = NORMAL")
+    wal.set_up(database, _SCHEMA)
+    return database
+
+
+def pack(row: Row) -> tuple[bytes, bytes, bytes, bytes]:
+    """A row as it stands in the file: what the encoder made of it in half precision, the rest to the bit."""
+    wide = row.wide
+    deep = row.deep.astype(np.float16).tobytes()
+    return deep, wide.columns.tobytes(), wide.counts.tobytes(), row.structure.tobytes()
+
+
+def unpack(deep: bytes, columns: bytes, counts: bytes, structure: bytes) -> Row:
+    """The row that pack() made these of."""
+    return Row(
+        np.frombuffer(deep, dtype=np.float16).astype(np.float32),
+        Counts(np.frombuffer(columns, dtype=np.uint32), np.frombuffer(counts, dtype=np.uint16)),
+        np.frombuffer(structure, dtype=np.float32),
+    )
+
+
+def inputs_version() -> str:
+    """Of everything between the bytes of a mail and its row."""
     named = [message.TEXT_VERSION, wide.WIDE_VERSION, wide.WIDE_TOKENS, features.FEATURES_VERSION]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,16 +12,18 @@ import numpy as np
 
 from . import bundle, features
 from .bundle import Bundle
-from .config import Config
+from .config import Config, HeadTable
 from .encoder import CHARACTERS_A_TOKEN, Encoder, FloatArray, TokenIds
 from .encoder import load as load_encoder
-from .errors import ScoringError
+from .errors import BundleError, OutdatedHeadError, ScoringError
 from .head import AdditiveHead, Features, Row, probability, stack
 from .header_words import column, columns, header_words
-from .headers import strip
+from .headers import content_hash, strip
 from .message import is_gtube, parse
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, Counts, count
+
+_log = logging.getLogger(__name__)
 
 # How many single reasons a verdict carries; --explain shows all of these, a header the first few.
 REASONS = 12
@@ -39,6 +42,7 @@ class Prepared:
     header_words: tuple[str, ...]
     structure: FloatArray
     tokens: int
+    content: str
 
 
 class Scorer:
@@ -53,12 +57,15 @@ class Scorer:
 
     @classmethod
     def from_config(cls, config: Config, encoder: Encoder | None = None) -> Scorer:
-        """Load the configured head, and the encoder unless one is given. Raises EncoderError or BundleError."""
+        """Load the configured head, and the encoder unless one is given. Raises EncoderError or BundleError.
+
+        A retrained head that cannot be used does not stop mail: the shipped one judges, if it fits, and a warning
+        says so. But where an encoder is given another head judges already, and is better than that.
+        """
+        starting = encoder is None
         encoder = encoder or load_encoder(config.encoder)
-        served = bundle.load(bundle.in_service(config.heads_dir, config.head.path), encoder)
-        spam = config.head.spam if config.head.spam is not None else served.cutoffs.spam
-        unsure = config.head.unsure if config.head.unsure is not None else served.cutoffs.unsure
-        return cls(encoder, served, Cutoffs(min(unsure, spam), spam))
+        served = _served(config, encoder, starting)
+        return cls(encoder, served, effective(config.head, served.cutoffs))
 
     def prepare(self, raw: bytes) -> Prepared:
         """Parse and tokenise one message. Never raises for anything in the mail."""
@@ -95,7 +102,8 @@ class Scorer:
         if not reasons and (explain or label is not Label.HAM):
             reasons = self._reasons(item, seen, i, parts)
         row = Row(seen.deep[i], seen.wide[i], seen.structure[i])
-        return Verdict(p, label, self.cutoffs, parts, reasons, self.encoder_id, self.head_id, seen=row)
+        names = self.encoder_id, self.head_id
+        return Verdict(p, label, self.cutoffs, parts, reasons, *names, content=item.content, seen=row)
 
     def _reasons(self, item: Prepared, seen: Features, i: int, parts: dict[str, float]) -> tuple[Reason, ...]:
         """The strongest single shares of the logit, strongest first."""
@@ -132,6 +140,29 @@ class Scorer:
         return shares
 
 
+def effective(table: HeadTable, own: Cutoffs) -> Cutoffs:
+    """The cut-offs that count: those of the configuration, else the head's own."""
+    spam = table.spam if table.spam is not None else own.spam
+    unsure = table.unsure if table.unsure is not None else own.unsure
+    return Cutoffs(min(unsure, spam), spam)
+
+
+def _served(config: Config, encoder: Encoder, starting: bool) -> Bundle:
+    folder = bundle.in_service(config.heads_dir, config.head.path)
+    try:
+        return bundle.load(folder, encoder)
+    except BundleError as error:
+        outdated = isinstance(error, OutdatedHeadError)
+        if config.head.path is not None or folder == bundle.SHIPPED or not (starting or outdated):
+            raise
+        try:
+            shipped = bundle.load(bundle.SHIPPED, encoder)
+        except BundleError:
+            raise error from None  # as when it fits no more, what is wrong with the user's own head helps him more
+        _log.warning("the head that ships judges all mail, as the retrained one cannot be used: %s", error)
+        return shipped
+
+
 def _header_shares(item: Prepared, row: Counts, head: AdditiveHead) -> dict[str, float]:
     """Each header word's share; of words in one column, the first has it."""
     row = row.headers(len(head.wide_idf))
@@ -149,7 +180,8 @@ def prepare(encoder: Encoder, raw: bytes) -> Prepared:
     token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)
     words = tuple(header_words(message.headers))
-    return Prepared(text, is_gtube(message), token_ids, words, features.structure(message), tokens)
+    structure = features.structure(message)
+    return Prepared(text, is_gtube(message), token_ids, words, structure, tokens, content_hash(raw))
 
 
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:

@@ -52,7 +52,8 @@ class Verdict:
 
     `probability` is the calibrated probability of spam. `parts` holds each part's share of the logit (their sum
     is the logit), `reasons` the strongest single shares, strongest first. `encoder` and `head` are the
-    fingerprints of what judged, and `seen` is what the head saw, from which it can be taught.
+    fingerprints of what judged, `content` is the message's content hash, and `seen` is what the head saw of it, from
+    which it can be taught.
     """
 
     probability: float
@@ -63,4 +64,5 @@ class Verdict:
     encoder: str
     head: str
     milliseconds: float = 0.0
+    content: str = field(default="", compare=False, repr=False)
     seen: Row | None = field(default=None, compare=False, repr=False)

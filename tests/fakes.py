@@ -12,8 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from spamguard.config import Config
+from spamguard.head import Row
+from spamguard.headers import content_hash
 from spamguard.verdict import Cutoffs, Reason, Verdict
+from spamguard.wide import Counts
 
 CUTOFFS = Cutoffs(0.5, 0.9)
 
@@ -29,19 +34,22 @@ class FakePrepared:
     tokens: int
     head: str
     probability: float
+    content: str
 
 
 @dataclass
 class FakeScorer:
     """The word `viagra` is spam, `maybe` is unsure; `X-Fake: raise | nan` misbehaves.
 
-    Remembers its batches, or with `remember` off nothing, so that a daemon of it can be measured.
+    Remembers its batches, or with `remember` off nothing, so that a daemon of it can be measured. With `sees` a
+    verdict says what the head saw: rows of as many numbers, views of one array as a real scorer's are.
     """
 
     head_id: str = "head-1"
     encoder_id: str = "fake-encoder"
     encoder: object = None
     remember: bool = True
+    sees: int = 0
     batches: list[list[bytes]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -55,7 +63,9 @@ class FakeScorer:
             raise ValueError("cannot be prepared")
         found = re.search(rb"X-Tokens: (\d+)", raw)
         p = 0.99 if b"viagra" in raw else 0.7 if b"maybe" in raw else 0.01
-        return FakePrepared(raw if self.remember else raw[:1024], int(found[1]) if found else 10, self.head_id, p)
+        content = content_hash(raw) if self.sees else ""
+        tokens = int(found[1]) if found else 10
+        return FakePrepared(raw if self.remember else raw[:1024], tokens, self.head_id, p, content)
 
     def score(self, batch: Sequence[FakePrepared]) -> list[Verdict]:
         if self.remember:
@@ -63,7 +73,15 @@ class FakeScorer:
         self.threads.add(threading.get_ident())
         self.entered.set()
         self.gate.wait(60)
-        return [self._one(prepared) for prepared in batch]
+        verdicts = [self._one(prepared) for prepared in batch]
+        if not self.sees:
+            return verdicts
+        seen = np.full((len(batch), self.sees), 0.5, np.float32)
+        wide = Counts(np.arange(self.sees // 5, dtype=np.uint32), np.ones(self.sees // 5, np.uint16))
+        return [
+            replace(verdict, content=one.content, seen=Row(row, wide, row[: self.sees // 25]))
+            for verdict, one, row in zip(verdicts, batch, seen, strict=True)
+        ]
 
     def _one(self, prepared: FakePrepared) -> Verdict:
         assert prepared.head == self.head_id, "prepared by another scorer"

@@ -33,7 +33,11 @@ def test_a_daemon_refits_and_serves_what_it_learnt(tmp_path: Path, daemon_proces
     # The head that ships is for another encoder, so the first head is taught by hand: all of it wrong.
     write_files(tmp_path / "wrong" / "ham", SPAM[:10])
     write_files(tmp_path / "wrong" / "spam", HAM[:10])
-    run("retrain", tmp_path / "wrong")
+    refused = subprocess.run(
+        [*spamguard, "retrain", str(tmp_path / "wrong")], capture_output=True, text=True, timeout=100
+    )
+    assert refused.returncode == 4, refused.stderr
+    run("heads", "promote", json.loads(run("heads", "list", "--json").splitlines()[0])["id"])
     process = daemon_process(file, (*spamguard, "serve"))
     first = process.wait_for("ready")["head"]
     with process.client() as client:

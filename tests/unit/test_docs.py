@@ -124,7 +124,6 @@ def test_each_dependency_is_explained_and_nothing_else() -> None:
     assert explained["For development"] == names(project["optional-dependencies"]["dev"])
     assert explained["For Parquet files"] == names(project["optional-dependencies"]["parquet"])
     assert explained["For fuzzing"] == names(project["optional-dependencies"]["fuzz"])
-    assert explained["For the pictures of the benchmarks"] == names(project["optional-dependencies"]["bench"])
 
 
 def test_the_page_of_the_head_says_what_the_code_does() -> None:

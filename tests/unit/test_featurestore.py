@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 DIM, STRUCTURE = 48, 7
 
 
-def a_row(seed: int = 0) -> Row:
+def a_row(seed: int = 0, dim: int = DIM) -> Row:
     rng = np.random.default_rng(seed)
     columns = np.unique(rng.integers(0, 90_000, rng.integers(0, 40))).astype(np.uint32)
     return Row(
-        rng.normal(size=DIM).astype(np.float32),
+        rng.normal(size=dim).astype(np.float32),
         Counts(columns, rng.integers(1, 60_000, len(columns)).astype(np.uint16)),
         rng.random(STRUCTURE).astype(np.float32),
     )

@@ -45,9 +45,9 @@ def teach(config: Config, tiny: Tiny, said: list[tuple[bytes, Label, str, Row]])
 
 
 def fitted(config: Config, tiny: Tiny) -> tuple[str, dict[str, Any]]:
-    """The ID of the head that a retrain puts in service, and its arrays."""
+    """The ID of the head that a retrain fits, and its arrays. (Of mail without a meaning the gate may refuse it.)"""
     made = retrain([], config, tiny.encoder)
-    assert bundle.load(bundle.in_service(config.heads_dir), tiny.encoder).id == made.bundle.id
+    assert bundle.load(made.folder, tiny.encoder).id == made.bundle.id
     return made.bundle.id, {f.name: getattr(made.bundle.head, f.name) for f in fields(made.bundle.head)}
 
 

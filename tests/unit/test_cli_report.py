@@ -1,0 +1,69 @@
+"""`spamguard report`: the newest page, that of an ID or of its first digits, and one line when there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from spamguard.cli import main
+from spamguard.reports import FIGURES, PAGE
+from tests.report_runs import made
+from training.page import write
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    """Three pages; that of aaaa22222222 is the newest."""
+    for age, head in enumerate(("aaaa22222222", "bbbb33333333", "aaaa11111111")):
+        page = tmp_path / "reports" / head / PAGE
+        page.parent.mkdir(parents=True)
+        page.write_text("")
+        os.utime(page, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "reports" / "cccc").mkdir()  # a retrain was killed before it wrote the page
+    return tmp_path / "reports"
+
+
+def run(tmp_path: Path, *arguments: str) -> Result:
+    (tmp_path / "config.toml").write_text(f'state_dir = "{tmp_path}"\n')
+    return CliRunner().invoke(main, ["--config", str(tmp_path / "config.toml"), "report", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "head"),
+    [
+        ((), "aaaa22222222"),
+        (("bbbb33333333",), "bbbb33333333"),
+        (("b",), "bbbb33333333"),
+        (("aaaa1",), "aaaa11111111"),
+    ],
+)
+def test_it_prints_the_path(arguments: list[str], head: str, reports: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, *arguments)
+    assert (done.exit_code, done.stdout) == (0, f"{reports / head / PAGE}\n")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("aaaa", "aaaa may be any of aaaa11111111, aaaa22222222"),
+        ("cccc", "no report of a head cccc"),
+        ("../reports/b", "no report of a head ../reports/b"),
+        ("*", "no report of a head *"),
+    ],
+)
+def test_an_id_that_fits_none_or_several_is_one_line(head: str, message: str, reports: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, head)
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"spamguard: {reports}: {message}\n")
+
+
+def test_before_the_first_retrain_there_is_none(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert (done.exit_code, done.stderr) == (2, f"spamguard: {tmp_path}/reports: no report yet\n")
+
+
+def test_a_page_that_was_written_is_found(tmp_path: Path) -> None:
+    page = write(made(20), tmp_path / "reports" / "0123", private=False)
+    assert run(tmp_path).stdout == f"{page}\n" and (page.parent / FIGURES).exists()

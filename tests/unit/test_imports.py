@@ -21,7 +21,7 @@ DOORS = {
     "transformers": ("spamguard/encoder.py", "training/"),
     "tokenizers": ("spamguard/encoder.py", "training/"),
     "huggingface_hub": ("spamguard/encoder.py",),
-    "safetensors": ("spamguard/bundle.py",),
+    "safetensors": ("spamguard/bundle.py", "training/checkpoint.py", "training/encoder_folder.py"),
     "aiosmtpd": ("service/smtp.py",),
     "watchdog": ("service/watch.py",),
     "pandas": ("training/",),

@@ -16,6 +16,7 @@ from .cli_base import OneLineErrors, complain, load_config, load_scorer
 from .cli_labels import labels
 from .cli_quarantine import quarantine
 from .cli_score import score
+from .cli_tune import lengths, tuned
 from .errors import ScoringError
 
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
@@ -52,6 +53,7 @@ def main(context: click.Context, file: Path | None) -> None:
 
 
 main.add_command(labels)
+main.add_command(lengths)
 main.add_command(quarantine)
 main.add_command(score)
 
@@ -103,10 +105,18 @@ def filter_(context: click.Context) -> None:
 @click.option(
     "--kind", type=click.Choice(["additive", "mlp"]), default="additive", show_default=True, help="Kind of head."
 )
+@click.option(
+    "--tune",
+    "how",
+    default="head",
+    show_default=True,
+    metavar="head|last-N|all",
+    help="What is trained: the head alone, or the encoder's last N layers or all of it as well.",
+)
 @click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
 @click.pass_context
-def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: bool, seed: int) -> None:
+def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, how: str, fresh: bool, seed: int) -> None:
     """Fit a new head on all labels and put it in service.
 
     PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
@@ -120,14 +130,24 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, fresh: b
     spamguard retrain corpus/           (corpus/ham/*, corpus/spam/*)
     spamguard retrain messages.csv
     spamguard retrain                   (these again, and what the user said since)
+
+    --tune last-2 or all trains a copy of the encoder too, which takes hours without a GPU. Neither it nor the head
+    for it is put in service: what is printed says whether it was worth it, and what the configuration must say
+    then. Run again after a kill, it goes on.
     """
     from training.report import as_text
     from training.retrain import retrain as run
+    from training.tune_command import tune
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
+    if how != "head":
+        with _progress() as progress:
+            found = tune(paths, config, encoder, how, kind=kind, seed=seed, progress=progress)
+        tuned(found)
+        return
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
     complain(done.complaints)

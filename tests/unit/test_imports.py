@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("spamguard", "service", "training")
 CLI = "spamguard/cli.py"
-COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "score")))
+COMMANDS = (CLI, *(f"spamguard/cli_{part}.py" for part in ("base", "labels", "quarantine", "score", "tune")))
 
 # Package -> the files (or folders, ending in a slash) that may import it.
 DOORS = {
@@ -33,7 +33,7 @@ DOORS = {
     "selectolax": ("spamguard/html_text.py",),
     "pydantic": ("spamguard/config.py", "spamguard/config_file.py", "spamguard/bundle.py"),
     "service": ("service/", CLI, "spamguard/cli_quarantine.py"),
-    "training": ("training/", CLI),
+    "training": ("training/", CLI, "spamguard/cli_tune.py"),
 }
 # Modules that run what they read.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

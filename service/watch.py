@@ -73,7 +73,7 @@ class Watcher:
         self._ours = os.path.realpath(config.maildir_path) if serves else None
         self._journal = journal
         self._threads = ThreadPoolExecutor(min(config.watch.concurrency, _THREADS), "watch")
-        self._sightings = Sightings(config.state_dir / "watch.sqlite3")
+        self._sightings = Sightings(config.watch_file)
         self._filing = Filing(config, pipeline, quarantine, self._sightings, journal, self._threads)
         self._moves = Moves(config, self._sightings, journal)
         self._watched: dict[str, Watched] = {}

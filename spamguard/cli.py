@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,12 @@ def filter_(context: click.Context) -> None:
             sys.stdout.buffer.flush()
 
 
+def _columns(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that read tables."""
+    command = click.option("--text-column", metavar="NAME", help="Column of a table that holds the texts.")(command)
+    return click.option("--label-column", metavar="NAME", help="Column of a table that holds the labels.")(command)
+
+
 @main.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
@@ -115,12 +121,24 @@ def filter_(context: click.Context) -> None:
 )
 @click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
+@_columns
 @click.pass_context
-def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, how: str, fresh: bool, seed: int) -> None:
+def retrain(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    kind: Any,
+    how: str,
+    fresh: bool,
+    seed: int,
+    label_column: str | None,
+    text_column: str | None,
+) -> None:
     """Fit a new head on all labels and put it in service.
 
     PATH is a Maildir with a Junk or Spam folder (seen mail elsewhere is ham), a folder with folders `ham` and
-    `spam` at any depth, ham.mbox and spam.mbox, or a CSV with the columns label and text. What is found there takes
+    `spam` at any depth, ham.mbox and spam.mbox, or a CSV, TSV or Parquet file with columns of labels and texts. In a
+    Maildir sent mail is ham of little weight; trash, drafts and what the daemon itself moved to Junk are left out
+    ([learning] names further folders). What is found there takes
     the place of what the last retrain with a PATH found; without one, that stays. What the user said (`spamguard
     labels list`) counts as well, and more than a folder. Encoder output is kept, so that the next time only new
     mail is encoded. A running daemon takes the new head on SIGHUP.
@@ -135,6 +153,7 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, how: str
     for it is put in service: what is printed says whether it was worth it, and what the configuration must say
     then. Run again after a kill, it goes on.
     """
+    from training.corpus import Reading
     from training.report import as_text
     from training.retrain import retrain as run
     from training.tune_command import tune
@@ -143,13 +162,14 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, how: str
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
+    reading = Reading.configured(config, label_column, text_column)
     if how != "head":
         with _progress() as progress:
-            found = tune(paths, config, encoder, how, kind=kind, seed=seed, progress=progress)
+            found = tune(paths, config, encoder, how, kind=kind, seed=seed, progress=progress, reading=reading)
         tuned(found)
         return
     with _progress() as progress:
-        done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress)
+        done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)
     complain(done.complaints)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.seconds.items())
     click.echo(f"fitted on {done.ham} ham and {done.spam} spam ({spent}); on messages held out in turn:")
@@ -170,8 +190,15 @@ def retrain(context: click.Context, paths: tuple[Path, ...], kind: Any, how: str
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@_columns
 @click.pass_context
-def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+def evaluate(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    as_json: bool,
+    label_column: str | None,
+    text_column: str | None,
+) -> None:
     """Figures of the head in service on labelled mail (the same kinds of path as retrain).
 
     \b
@@ -180,12 +207,14 @@ def evaluate(context: click.Context, paths: tuple[Path, ...], as_json: bool) -> 
     """
     from dataclasses import asdict
 
+    from training.corpus import Reading
     from training.evaluate import evaluate as run
     from training.report import as_text
 
-    scorer = load_scorer(context)
+    config, scorer = load_config(context).config, load_scorer(context)
+    reading = Reading.configured(config, label_column, text_column)
     with _progress() as progress:
-        found, complaints = run(paths, load_config(context).config, scorer, progress)
+        found, complaints = run(paths, config, scorer, progress, reading)
     complain(complaints)
     click.echo(json.dumps({**asdict(found), "head": scorer.head_id}) if as_json else as_text(found))
 

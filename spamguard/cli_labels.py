@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ID_DIGITS = 12  # digits of an ID
 _WHERE = 200
-_SOURCES = ("moved", "keyword", "command", "release", "folder")
+_SOURCES = ("moved", "keyword", "command", "release", "folder", "sent")
 
 
 @click.group(subcommand_metavar="COMMAND [ARGS]...")

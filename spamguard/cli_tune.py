@@ -36,13 +36,15 @@ def lengths(context: click.Context, paths: tuple[Path, ...], percentile: float, 
     spamguard lengths --percentile 90 --png lengths.png messages.csv
     """
     from training import lengths as tokens
+    from training.corpus import Reading
     from training.tune_command import measure
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
-    found = measure(paths, encoder)
+    found, complaints = measure(paths, Reading.configured(config), encoder)
+    complain(complaints)
     choice = tokens.choose(found, encoder.positions, percentile)
     for line in tokens.draw(found, choice):
         click.echo(line)

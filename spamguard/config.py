@@ -244,7 +244,7 @@ def _folder_name(value: str) -> str:
 
 
 class LearningTable(Table):
-    """When labels that users gave (by moving mail, or `spamguard labels add`) lead to a new head."""
+    """When labels that users gave lead to a new head, and which folders `spamguard retrain` reads as what."""
 
     refit: Literal["off", "suggest", "on"] = Field(
         "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"
@@ -257,6 +257,27 @@ class LearningTable(Table):
     )
     spam_rate: float = Field(0.001, gt=0, le=0.1, description="share of ham that a new head may call spam")
     unsure_rate: float = Field(0.02, gt=0, le=0.5, description="share of ham that it may call unsure or spam")
+    spam_folders: tuple[str, ...] = Field(
+        (),
+        description="folders of spam, beside Junk, Spam and the like in other languages; as on the disk or as you "
+        "see them (`.Lists.Junk`, `Lists/Junk`), a last name alone at any depth",
+    )
+    ham_folders: tuple[str, ...] = Field((), description="folders of ham, whatever their names would say")
+    sent_folders: tuple[str, ...] = Field(
+        (), description="folders of what you sent, beside the usual ones: ham of little weight"
+    )
+    ignored_folders: tuple[str, ...] = Field(
+        (), description="folders that say nothing, beside trash, drafts, outbox and templates"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> LearningTable:
+        names = (*self.spam_folders, *self.ham_folders, *self.sent_folders, *self.ignored_folders)
+        if any(not name.strip("./ ") or names.count(name) > 1 for name in names):
+            raise ValueError(
+                "a folder of spam_folders, ham_folders, sent_folders, ignored_folders is named twice or ''"
+            )
+        return self
 
 
 class BatchTable(Table):
@@ -353,6 +374,11 @@ class Config(Table):
     @property
     def labels_file(self) -> Path:
         return self.state_dir / "labels.sqlite3"
+
+    @property
+    def watch_file(self) -> Path:
+        """What the Maildir watcher remembers."""
+        return self.state_dir / "watch.sqlite3"
 
     @property
     def features_dir(self) -> Path:

@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ from .verdict import Label
 # A user said so: by moving mail, by a keyword, by a command, by releasing from the quarantine.
 USERS = ("moved", "keyword", "command", "release")
 FOLDER = "folder"  # a retrain found it there
+SENT = "sent"  # ... among what the user sent: no spam, but little like what he gets
+# What a retrain finds, and what such a message weighs in a fit; a user's word weighs 1.
+FOUND = {FOLDER: 1.0, SENT: 0.3}
 
 LEAST_OF_AN_ID = 8
 _ID = re.compile(rf"[0-9a-f]{{{LEAST_OF_AN_ID},64}}")
@@ -57,6 +60,11 @@ class Given:
     at: float
     seq: int
     waits: bool = False
+
+    @property
+    def weight(self) -> float:
+        """What the message weighs in a fit."""
+        return FOUND.get(self.source, 1.0)
 
 
 class Labels:
@@ -99,31 +107,33 @@ class Labels:
         content = content_hash(raw)
         with self._transaction():
             old = self._db.execute("SELECT label, source FROM label WHERE content = ?", (content,)).fetchone()
-            beaten = old is not None and old[1] != FOLDER and source == FOLDER
+            beaten = old is not None and old[1] in USERS and source not in USERS
             # The same word again, by whatever way it came, is nothing to learn.
-            said = old is not None and old[0] == label and (old[1] == source or FOLDER not in (old[1], source))
+            said = old is not None and old[0] == label and (old[1] == source or {old[1], source} <= set(USERS))
             if not beaten and not said:
                 self._say([(content, label, where)], source)
             self._db.execute("INSERT OR IGNORE INTO waiting VALUES (NULL, ?, ?)", (content, headers.strip(raw)))
         return content
 
-    def replace_folder(self, found: Mapping[str, tuple[Label, str]]) -> int:
-        """Make `found` (content -> label, where) the labels of FOLDER, all others of it go; users' words stay.
+    def replace_folder(self, found: Mapping[str, tuple[Label, str]], sent: Container[str] = ()) -> int:
+        """Make `found` (content -> label, where) the labels of FOLDER, or of SENT where `sent` holds the content.
 
-        Returns the number of changes. Raises LabelsError, and then nothing has changed.
+        All others of these go; users' words stay. Returns the number of changes. Raises LabelsError, and then nothing
+        has changed.
         """
         with self._transaction():
             rows = self._db.execute("SELECT content, label, source FROM label")
             there = {content: (label, source) for content, label, source in rows}
-            new = [
-                (content, label, where)
-                for content, (label, where) in found.items()
-                if there.get(content) != (label, FOLDER) and there.get(content, ("", FOLDER))[1] == FOLDER
-            ]
-            gone = [content for content, (_, source) in there.items() if source == FOLDER and content not in found]
-            self._say(new, FOLDER)
+            new: dict[str, list[tuple[str, Label, str]]] = {FOLDER: [], SENT: []}
+            for content, (label, where) in found.items():
+                source = SENT if content in sent else FOLDER
+                if there.get(content) != (label, source) and there.get(content, ("", source))[1] in FOUND:
+                    new[source].append((content, label, where))
+            for source, said in new.items():
+                self._say(said, source)
+            gone = [content for content, (_, source) in there.items() if source in FOUND and content not in found]
             self._remove(gone)
-        return len(new) + len(gone)
+        return sum(map(len, new.values())) + len(gone)
 
     def forget(self, contents: Sequence[str]) -> None:
         """Remove labels, and mail that waits. Rows of the feature stores are the caller's. Raises LabelsError."""

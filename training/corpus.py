@@ -1,57 +1,91 @@
-"""Labelled mail on disk -> one table: folders, Maildir++ trees, mbox pairs and CSV files of label and text."""
+"""Labelled mail on disk -> one table: folders, Maildir++ trees, mbox pairs, and tables of label and text."""
 
 from __future__ import annotations
 
-import csv
-import sys
+import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pandas as pd
 
+from spamguard.config import Config
 from spamguard.encoder import Encoder
 from spamguard.errors import CorpusError
 from spamguard.featurestore import FeatureStore, content_hash
 from spamguard.head import Row
+from spamguard.headers import fields
+from spamguard.labels import FOLDER, FOUND, SENT
+from spamguard.own_moves import moved_to_junk
 from spamguard.scorer import look, prepare
 
-SPAM_NAMES = frozenset({"spam", "junk", "junk e-mail", "junk email", "bulk mail"})
-HAM_NAMES = frozenset({"ham", "nonspam", "not spam"})
-# Folders of a Maildir++ that say nothing of what the user thinks of a message.
-SILENT_NAMES = frozenset(
-    {"trash", "deleted", "deleted items", "deleted messages", "drafts", "outbox", "sent", "sent items", "templates"}
-)
-LABELS = {"ham": 0, "0": 0, "spam": 1, "1": 1}
+from . import tables
+from .folder_names import Kind, Kinds
+
+LABELS = {Kind.SPAM: 1, Kind.HAM: 0, Kind.SENT: 0}
 MAIL_LIMIT = 64 << 20  # a larger file is no mail
 MESSAGES_A_STEP = 64
-csv.field_size_limit(min(sys.maxsize, MAIL_LIMIT))
+MOST_NAMED = 20  # complaints of one kind; the others are counted
+DATE_LENGTH = 100  # bytes; a longer one is no date
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How labelled mail is read: what folders' names say, which columns of tables hold label and text (None: by their
+    names), and `own`, the contents that the watcher moved into Junk by itself and nobody has confirmed.
+    """
+
+    kinds: Kinds = field(default_factory=Kinds)
+    label_column: str | None = None
+    text_column: str | None = None
+    own: Collection[str] = frozenset()
+
+    @classmethod
+    def configured(cls, config: Config, label_column: str | None = None, text_column: str | None = None) -> Reading:
+        """As the configuration says. Raises OwnMovesError."""
+        return cls(Kinds.configured(config), label_column, text_column, moved_to_junk(config.watch_file))
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One labelled message: label (1 is spam), where it lies, the collection it belongs to, and its bytes."""
+    """One labelled message: label (1 is spam), where it lies, the collection it belongs to, its bytes and weight."""
 
     label: int
     where: str
     source: str
     read: Callable[[], bytes]
+    weight: float = 1.0
 
 
-def find(paths: Iterable[Path]) -> Iterator[Labelled]:
-    """All labelled messages below the paths. Raises CorpusError naming a path that holds none."""
+def refuse(complaint: str) -> None:
+    raise CorpusError(complaint)
+
+
+def find(paths: Iterable[Path], reading: Reading | None = None, tell: Tell = refuse) -> Iterator[Labelled]:
+    """All labelled messages below the paths; `tell` hears one line of each folder or file that cannot be read.
+
+    Raises CorpusError naming a path that holds no labelled mail, and by default of all that `tell` would hear.
+    """
     for path in paths:
-        found = False
-        try:
-            for item in _in_path(path):
-                found = True
-                yield item
-        except OSError as error:  # a folder, mbox or CSV that may not be opened
-            raise CorpusError(f"{error.filename or path}: {error.strerror}") from error
+        found, heard = False, list[str]()
+
+        def note(complaint: str, heard: list[str] = heard) -> None:
+            heard.append(complaint)
+            tell(complaint)
+
+        for item in _Search(reading or Reading(), note).path(path):
+            found = True
+            yield item
+        if not found and heard:
+            raise CorpusError(heard[0])
         if not found:
             raise CorpusError(
                 f"{path}: no labelled mail (a Maildir with a Junk or Spam folder, folders named ham and spam, "
-                "ham.mbox and spam.mbox, or a CSV of label,text)"
+                "ham.mbox and spam.mbox, or a CSV, TSV or Parquet file with columns of labels and texts)"
             )
 
 
@@ -61,9 +95,16 @@ def tabulate(
     store: FeatureStore,
     progress: Callable[[int, int], None] | None = None,
     settled: Collection[str] = (),
+    reading: Reading | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Read all mail below the paths, as `tabulate_items` does. Raises CorpusError."""
-    return tabulate_items(list(find(paths)), encoder, store, progress, settled)
+    """Read all mail below the paths, as `tabulate_items` does; what cannot be read is one complaint each.
+
+    Raises CorpusError if there is no labelled mail below a path.
+    """
+    heard: list[str] = []
+    items = list(find(paths, reading, heard.append))
+    table, complaints = tabulate_items(items, encoder, store, progress, settled, reading.own if reading else ())
+    return table, _named(heard, "folders and files could not be read") + complaints
 
 
 def tabulate_items(
@@ -72,34 +113,50 @@ def tabulate_items(
     store: FeatureStore,
     progress: Callable[[int, int], None] | None = None,
     settled: Collection[str] = (),
+    own: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Read mail, encode what the store does not hold yet, and list it: content, label, source, where.
+    """Read mail, encode what the store does not hold yet, and list it.
 
-    Each content stands once; mail that carries both labels is left out, and so is what is `settled`: contents of
-    which the user has said what they are. Returns the table and complaints (files that could not be read,
-    contradictions), one line each. `progress` is told (messages done, messages in all).
+    Columns: content, label, source, where, weight, and time (of arrival, seconds since 1970; NaN if unknown). Each
+    content stands once; mail that carries both labels is left out, and so is what is `settled`: contents of which the
+    user has said what they are, and spam of our `own` making. Returns the table and complaints (files that could not
+    be read, contradictions), one line each. `progress` is told (messages done, messages in all).
     """
-    rows: list[tuple[str, int, str, str]] = []
-    complaints: list[str] = []
+    rows: list[tuple[str, int, str, str, float, float]] = []
+    unreadable: list[str] = []
+    ours = set[str]()
     for start in range(0, len(items), MESSAGES_A_STEP):
         step: dict[str, bytes] = {}
         for item in items[start : start + MESSAGES_A_STEP]:
             try:
                 raw = item.read()
             except OSError as error:
-                complaints.append(f"{item.where}: {error.strerror}")
+                unreadable.append(f"{item.where}: {error.strerror}")
                 continue
             content = content_hash(raw)
+            if item.label == 1 and content in own and content not in settled:
+                ours.add(content)
+                continue
             step[content] = raw
-            rows.append((content, item.label, item.source, item.where))
+            rows.append((content, item.label, _text(item.source), _text(item.where), item.weight, arrival(raw)))
         encode(list(step), step.get, encoder, store)
         if progress:
             progress(min(start + MESSAGES_A_STEP, len(items)), len(items))
-    table = pd.DataFrame(rows, columns=["content", "label", "source", "where"])
+    table = pd.DataFrame(rows, columns=["content", "label", "source", "where", "weight", "time"])
     table = table[~table["content"].isin(settled)]
     both = table.groupby("content")["label"].transform("nunique") > 1
-    complaints += [f"{where}: labelled both ham and spam, left out" for where in table["where"][both]]
-    return table[~both].drop_duplicates("content", ignore_index=True), complaints
+    complaints = _named(unreadable, "messages could not be read")
+    complaints += _named(
+        [f"{where}: labelled both ham and spam, left out" for where in table["where"][both]],
+        "files are labelled both ham and spam, left out",
+    )
+    if ours:
+        complaints.append(
+            f"{len(ours)} messages in Junk left out: spamguard moved them there, and nobody has called them spam"
+        )
+    # Of copies the one of the greatest weight stands for all: mail to oneself lies in Sent, too.
+    table = table[~both].sort_values("weight", ascending=False, kind="stable").drop_duplicates("content").sort_index()
+    return table.reset_index(drop=True), complaints
 
 
 def encode(
@@ -116,62 +173,144 @@ def encode(
         store.put(zip(batch, map(Row, seen.deep, seen.wide, seen.structure), strict=True))
 
 
-def _in_path(path: Path) -> Iterator[Labelled]:
-    if not path.exists():
-        raise CorpusError(f"{path}: no such file or folder")
-    if path.is_file():
-        yield from _in_file(path, path.parent.name)
-    elif _is_maildir(path):
-        yield from _in_maildir(path)
-    elif (label := _label_of(path.name)) is not None:
-        yield from _in_folder(path, label, path.absolute().parent.name)
-    else:
-        for below in sorted(path.iterdir()):
-            if below.is_file():
-                yield from _in_file(below, path.name)
-            elif below.is_dir() and not below.is_symlink():
-                yield from _in_path(below)
+def arrival(raw: bytes) -> float:
+    """When a message came, in seconds since 1970: by the topmost Received, else by Date (RFC 5322), else NaN."""
+    sent = math.nan
+    for name, value in fields(raw):
+        if name == b"received" and not math.isnan(received := _seconds(value.rpartition(b";")[2])):
+            return received
+        if name == b"date" and math.isnan(sent):
+            sent = _seconds(value)
+    return sent
 
 
-def _label_of(name: str) -> int | None:
-    name = name.lower().removeprefix(".").removeprefix("inbox.")
-    return 1 if name in SPAM_NAMES else 0 if name in HAM_NAMES else None
+def _seconds(date: bytes) -> float:
+    try:
+        moment = parsedate_to_datetime(date[:DATE_LENGTH].decode("ascii"))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return math.nan
 
 
-def _in_file(file: Path, source: str) -> Iterator[Labelled]:
-    if file.suffix.lower() in {".csv", ".tsv"}:
-        yield from _in_table(file)
-    elif file.suffix.lower() in {".mbox", ""} and (label := _label_of(file.stem)) is not None:
-        yield from _in_mbox(file, label, source)
+def _text(name: str) -> str:
+    """Names of files need not be UTF-8, and pandas with pyarrow takes no other text."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _in_folder(folder: Path, label: int, source: str) -> Iterator[Labelled]:
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
-            yield Labelled(label, str(file), source, _Reader(file))
+def _named(complaints: list[str], what: str) -> list[str]:
+    """The first of them, and how many there are where that is not all."""
+    if len(complaints) <= MOST_NAMED:
+        return complaints
+    return [*complaints[:MOST_NAMED], f"{len(complaints)} {what}; the first {MOST_NAMED} are named above"]
 
 
-def _is_maildir(path: Path) -> bool:
-    return (path / "cur").is_dir() and (path / "new").is_dir()
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Finds labelled mail; `tell` hears of what cannot be read, and the search goes on."""
+
+    reading: Reading
+    tell: Tell
+
+    def path(self, path: Path) -> Iterator[Labelled]:
+        """All labelled mail of a file or folder."""
+        try:
+            if not path.exists():
+                raise CorpusError(f"{path}: no such file or folder")
+            if path.is_file():
+                yield from self._file(path, path.absolute().parent.name)
+                return
+        except OSError as error:
+            self.tell(f"{error.filename or path}: {error.strerror}")
+            return
+        except CorpusError as error:
+            self.tell(str(error))
+            return
+        there = self._entries(path)
+        if _is_maildir(there):
+            yield from self._maildir(path, there)
+        elif (kind := self._kind(path.name)) in LABELS:
+            yield from self._folder(path, kind, path.absolute().parent.name)
+        else:
+            for entry in there:
+                if entry.is_file() or entry.is_dir(follow_symlinks=False):
+                    yield from self.path(path / entry.name)
+
+    def _kind(self, name: str) -> Kind | None:
+        return self.reading.kinds.of(_parts(name))
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder, in the order of names; nothing, and a complaint, if it cannot be listed."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.tell(f"{folder}: {error.strerror}")
+            return []
+
+    def _file(self, file: Path, source: str) -> Iterator[Labelled]:
+        suffix = file.suffix.lower()
+        if suffix in tables.SUFFIXES:
+            columns = self.reading.label_column, self.reading.text_column
+            for number, label, text in tables.rows(file, *columns, self.tell):
+                yield Labelled(label, f"{file}:{number}", file.stem, _TextReader(text))
+        elif suffix in {".mbox", ""} and (kind := self._kind(file.stem)) in LABELS:
+            for number, (start, end) in enumerate(_mbox_spans(file)):
+                yield _labelled(kind, f"{file}:{number}", source, _MboxReader(file, start, end))
+
+    def _folder(self, folder: Path, kind: Kind, source: str) -> Iterator[Labelled]:
+        for entry in self._entries(folder):
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._folder(folder / entry.name, kind, source)
+            elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                yield _labelled(kind, str(folder / entry.name), source, _Reader(folder / entry.name))
+
+    def _maildir(self, path: Path, there: list[os.DirEntry[str]]) -> Iterator[Labelled]:
+        """All folders of a Maildir, as Maildir++ (`.Lists.Junk`) or Dovecot's LAYOUT=fs (`Lists/Junk`) has them.
+
+        Mail in Junk is spam; what the user sent is ham of little weight; the rest is ham if it was seen and is not
+        deleted. Unread mail in a folder's `new` was filed by a machine, perhaps by us: it says nothing. The Maildir
+        itself may be such a folder: `retrain ~/Maildir/.Junk` is spam and nothing else.
+        """
+        kind = self._kind(path.name)
+        if kind is not Kind.IGNORED:
+            yield from self._messages(path, kind, path.name, ("cur", "new"))
+        yield from self._folders(path, there, (), path.name)
+
+    def _folders(
+        self, folder: Path, there: list[os.DirEntry[str]], above: tuple[str, ...], source: str
+    ) -> Iterator[Labelled]:
+        for entry in there:
+            if entry.name in ("cur", "new", "tmp") or not entry.is_dir(follow_symlinks=False):
+                continue
+            inside, names = folder / entry.name, (*above, *_parts(entry.name))
+            below = self._entries(inside)
+            kind = self.reading.kinds.of(names)
+            if kind is not Kind.IGNORED and _is_maildir(below):
+                yield from self._messages(inside, kind, source, ("cur",))
+            yield from self._folders(inside, below, names, source)
+
+    def _messages(self, folder: Path, kind: Kind | None, source: str, parts: Iterable[str]) -> Iterator[Labelled]:
+        for part in parts:
+            for entry in self._entries(folder / part):
+                flags = entry.name.partition(":2,")[2]
+                kept = kind is not None or ("S" in flags and "T" not in flags)
+                if kept and entry.is_file(follow_symlinks=False):
+                    file = folder / part / entry.name
+                    yield _labelled(kind or Kind.HAM, str(file), source, _Reader(file))
 
 
-def _in_maildir(path: Path) -> Iterator[Labelled]:
-    """Junk and Spam are spam, with all folders below them; the rest is ham if it was seen and is not deleted.
+def _labelled(kind: Kind | None, where: str, source: str, read: Callable[[], bytes]) -> Labelled:
+    weight = FOUND[SENT if kind is Kind.SENT else FOLDER]
+    return Labelled(LABELS[kind or Kind.HAM], where, source, read, weight)
 
-    Unread mail in a folder's `new` was filed by a machine, perhaps by us: it says nothing. The Maildir itself may be
-    such a folder: `retrain ~/Maildir/.Junk` is spam and nothing else.
-    """
-    for folder in [path, *sorted(f for f in path.iterdir() if f.name.startswith(".") and _is_maildir(f))]:
-        names = set(folder.name.lower().removeprefix(".").split(".")) if folder.name.startswith(".") else set()
-        label = 1 if names & SPAM_NAMES else _label_of(folder.name)
-        if names & SILENT_NAMES:
-            continue
-        for name in ("cur", "new") if folder == path else ("cur",):
-            for file in sorted((folder / name).iterdir()):
-                flags = file.name.partition(":2,")[2]
-                kept = label is not None or ("S" in flags and "T" not in flags)
-                if file.is_file() and not file.is_symlink() and kept:
-                    yield Labelled(label or 0, str(file), path.name, _Reader(file))
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The folders that a name on the disk stands for: `.Lists.Junk` is Junk in Lists."""
+    return tuple(name[1:].split(".")) if name.startswith(".") else (name,)
+
+
+def _is_maildir(there: list[os.DirEntry[str]]) -> bool:
+    return {"cur", "new"} <= {entry.name for entry in there if entry.is_dir()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +322,6 @@ class _Reader:
     def __call__(self) -> bytes:
         with self.file.open("rb") as stream:
             return stream.read(MAIL_LIMIT)
-
-
-def _in_mbox(file: Path, label: int, source: str) -> Iterator[Labelled]:
-    for number, (start, end) in enumerate(_mbox_spans(file)):
-        yield Labelled(label, f"{file}:{number}", source, _MboxReader(file, start, end))
 
 
 def _mbox_spans(file: Path) -> list[tuple[int, int]]:
@@ -221,22 +355,10 @@ class _MboxReader:
         return next((raw[: -len(eol)] for eol in (b"\r\n", b"\n") if raw.endswith(eol * 2)), raw)
 
 
-def _in_table(file: Path) -> Iterator[Labelled]:
-    """Rows of a CSV or TSV with columns `label` (ham, spam, 0, 1) and `text`; the text becomes a message's body."""
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=separator)
-        if not {"label", "text"} <= set(reader.fieldnames or ()):
-            raise CorpusError(f"{file}: needs the columns label and text, has {', '.join(reader.fieldnames or ())}")
-        for number, row in enumerate(reader, 2):
-            label = LABELS.get((row["label"] or "").strip().lower())
-            if label is None:
-                raise CorpusError(f"{file}: row {number}: label {row['label']!r} is none of ham, spam, 0, 1")
-            yield Labelled(label, f"{file}:{number}", file.stem, _TextReader(row["text"] or ""))
-
-
 @dataclass(frozen=True, slots=True)
 class _TextReader:
+    """A text of a table as a message, so that it goes the road of all mail."""
+
     text: str
 
     def __call__(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -10,7 +11,7 @@ from spamguard.encoder import Encoder
 from spamguard.errors import CorpusError
 from spamguard.featurestore import FeatureStore
 from spamguard.head import Features, stack
-from spamguard.labels import FOLDER, Given, Labels
+from spamguard.labels import FOLDER, FOUND, SENT, USERS, Given, Labels
 from spamguard.verdict import Label
 
 from .corpus import MESSAGES_A_STEP, encode
@@ -27,21 +28,24 @@ def encode_waiting(labels: Labels, encoder: Encoder, store: FeatureStore) -> Non
 
 
 def merge(given: Iterable[Given], found: pd.DataFrame | None) -> pd.DataFrame:
-    """Content, label (1 is spam), source and where of each label, in the order of content: the set alone counts.
+    """The training table: one row a label, in the order of content, as the set of labels alone counts.
 
-    `found` is what a retrain found in folders, and takes the place of what an earlier one did; None leaves that.
+    Columns: content, label (1 is spam), source (who said so), where, weight, and time (of arrival, seconds since
+    1970; NaN where the mail has not just been read). `found` is what a retrain found in folders, and takes the place
+    of what an earlier one did; None leaves that.
     """
     rows = {
-        row.content: (int(row.label is Label.SPAM), row.source, row.where)
+        row.content: (int(row.label is Label.SPAM), row.source, row.where, row.weight, math.nan)
         for row in given
-        if found is None or row.source != FOLDER
+        if found is None or row.source in USERS
     }
     if found is not None:
-        for content, label, where in zip(found["content"], found["label"], found["where"], strict=True):
-            rows.setdefault(content, (int(label), FOLDER, where))
-    return pd.DataFrame(
-        [(content, *rows[content]) for content in sorted(rows)], columns=["content", "label", "source", "where"]
-    )
+        columns = (found[name] for name in ("content", "label", "where", "weight", "time"))
+        for content, label, where, weight, time in zip(*columns, strict=True):
+            source = FOLDER if weight == FOUND[FOLDER] else SENT
+            rows.setdefault(content, (int(label), source, where, weight, time))
+    names = ["content", "label", "source", "where", "weight", "time"]
+    return pd.DataFrame([(content, *rows[content]) for content in sorted(rows)], columns=names)
 
 
 def with_features(

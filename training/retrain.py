@@ -22,10 +22,10 @@ from spamguard.encoder import Encoder
 from spamguard.errors import BundleError, BusyError, CorpusError
 from spamguard.featurestore import FeatureStore
 from spamguard.head import AdditiveHead, Features
-from spamguard.labels import FOLDER, Labels
+from spamguard.labels import FOUND, SENT, USERS, Labels
 from spamguard.verdict import Label
 
-from .corpus import tabulate
+from .corpus import Reading, tabulate
 from .cutoffs import SPAM_BOUNDS, Rates, hits
 from .fit import DEFAULT_PENALTIES, fit
 from .labelled import encode_waiting, merge, with_features
@@ -48,14 +48,19 @@ class Retrained:
 
 
 def gather(
-    paths: Sequence[Path], config: Config, encoder: Encoder, progress: Progress | None = None
+    paths: Sequence[Path],
+    config: Config,
+    encoder: Encoder,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
 ) -> tuple[pd.DataFrame, Features, list[str]]:
     """The table of labelled mail below the paths, of nothing else, and its features, row by row.
 
-    Raises CorpusError or FeatureStoreError.
+    `reading` defaults to what the configuration says. Raises CorpusError, OwnMovesError or FeatureStoreError.
     """
+    reading = reading or Reading.configured(config)
     with FeatureStore(config.features_dir, encoder.fingerprint) as store:
-        table, complaints = tabulate(paths, encoder, store, _reading(progress))
+        table, complaints = tabulate(paths, encoder, store, _told(progress), reading=reading)
         return with_features(table, store, complaints)
 
 
@@ -68,6 +73,7 @@ def retrain(
     fresh: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    reading: Reading | None = None,
 ) -> Retrained:
     """Fit a head on all labels and put it in service; the shipped head is its starting point unless `fresh`.
 
@@ -81,8 +87,9 @@ def retrain(
             encode_waiting(labels, encoder, store)
             found, complaints = None, list[str]()
             if paths:
-                settled = {row.content for row in labels.rows() if row.source != FOLDER}
-                found, complaints = tabulate(paths, encoder, store, _reading(progress), settled)
+                settled = {row.content for row in labels.rows() if row.source in USERS}
+                reading = reading or Reading.configured(config)
+                found, complaints = tabulate(paths, encoder, store, _told(progress), settled, reading)
             given, changes = labels.snapshot()
             table, features, complaints = with_features(merge(given, found), store, complaints)
         gathered = time.perf_counter()
@@ -109,7 +116,7 @@ def retrain(
         folder = bundle.save(new, config.heads_dir / new.id)
         # The labels first, and that they have been learnt last: who is killed between is only fitted once more.
         if found is not None:
-            changes += labels.replace_folder(_found_labels(found))
+            changes += labels.replace_folder(_found_labels(found), _sent(found))
         bundle.put_in_service(folder)
         labels.fitted(changes)
     return Retrained(
@@ -139,13 +146,17 @@ def _alone(state_dir: Path) -> Iterator[None]:
         yield
 
 
-def _reading(progress: Progress | None) -> Callable[[int, int], None] | None:
+def _told(progress: Progress | None) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress("reading", done, total)
 
 
 def _found_labels(found: pd.DataFrame) -> dict[str, tuple[Label, str]]:
     rows = zip(found["content"], found["label"], found["where"], strict=True)
     return {content: (Label.SPAM if label else Label.HAM, where) for content, label, where in rows}
+
+
+def _sent(found: pd.DataFrame) -> set[str]:
+    return set(found["content"][found["weight"] == FOUND[SENT]])
 
 
 def labels_of(table: pd.DataFrame) -> npt.NDArray[np.int64]:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from spamguard import bundle
 from spamguard.config import Config
@@ -27,22 +26,24 @@ from spamguard.scorer import prepare
 from spamguard.verdict import Cutoffs, Label
 
 from . import encoder_folder
-from .campaigns import campaigns
+from .campaigns import campaigns, training_weights
 from .checkpoint import Checkpoint
-from .corpus import MESSAGES_A_STEP, encode, find, tabulate_items
+from .corpus import MESSAGES_A_STEP, Reading, encode, find, tabulate_items
 from .cutoffs import Rates, choose_cutoffs, hits
 from .finetune import Examples, Settings, Tuned, check_depth, finetune, strategy
-from .fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS, balanced, calibrate, calibrated, fit, take
+from .fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS, calibrate, calibrated, fit, take
 from .lengths import Choice, Lengths, choose
 from .report import Figures, figures
 from .retrain import Progress, _alone, labels_of, provenance
+from .split import split
 
 Indices = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
 Kind = Literal["additive", "mlp"]
 
-# Twentieths of the mail that are kept for the test, and for validation: 15 % each.
-FOLDS, TEST, VALIDATION = 20, range(3), range(3, 6)
+SPECIAL = 2  # tokens around those of the text
+# Of 15 % of the mail there must be enough to choose and to judge by.
+LEAST_TO_TUNE = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def tune(
     kind: Kind = "additive",
     seed: int = 0,
     progress: Progress | None = None,
+    reading: Reading | None = None,
 ) -> Retuned:
     """Train the encoder's last N layers (`last-N`) or all of it (`all`), and fit a head for it on the same mail.
 
@@ -94,10 +96,10 @@ def tune(
         raise CorpusError(f"--tune {how} needs a PATH: the text of the mail, of which labels alone keep nothing")
     tuning = config.state_dir / "tuning"
     with _alone(tuning):
-        mail = _read(paths, config, encoder, progress)
+        mail = _read(paths, reading or Reading.configured(config), config, encoder, progress)
         labels = labels_of(mail.table)
-        parts = split(labels, mail.groups, seed)
-        lengths = np.asarray([len(ids) + 2 for ids in mail.tokens])
+        parts = _parts(mail, seed)
+        lengths = np.asarray([len(ids) + SPECIAL for ids in mail.tokens])
         choice = choose(lengths[parts[0]], config.encoder.max_tokens)
         table = config.encoder.model_copy(update={"max_tokens": choice.tokens})
         cut = load_encoder(table)
@@ -138,15 +140,18 @@ def tune(
     )
 
 
-def measure(paths: Sequence[Path], encoder: TorchEncoder, told: Callable[[int, int], None] | None = None) -> Lengths:
-    """Tokens of each message below the paths, special ones included, as far as they are read. Raises CorpusError."""
-    items = list(find(paths))
-    found = []
-    for done, item in enumerate(items, 1):
-        found.append(len(prepare(encoder, _raw(item.read, item.where)).token_ids) + 2)
-        if told:
-            told(done, len(items))
-    return np.asarray(found, dtype=np.int64)
+def measure(paths: Sequence[Path], reading: Reading, encoder: TorchEncoder) -> tuple[Lengths, list[str]]:
+    """Tokens of each message below the paths, special ones included, as far as they are read, and complaints.
+
+    Raises CorpusError.
+    """
+    found, heard = list[int](), list[str]()
+    for item in find(paths, reading, heard.append):
+        try:
+            found.append(len(prepare(encoder, item.read()).token_ids) + SPECIAL)
+        except OSError as error:
+            heard.append(f"{item.where}: {error.strerror}")
+    return np.asarray(found, dtype=np.int64), heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,52 +167,51 @@ class _Mail:
 
     @property
     def weights(self) -> Array:
-        given = self.table["weight"].to_numpy(dtype=np.float64) if "weight" in self.table else 1.0
-        return np.asarray(balanced(labels_of(self.table)) * given)
+        """Both classes count the same, a campaign a bounded amount, Sent mail little."""
+        return training_weights(self.table, self.groups)
 
 
-def _read(paths: Sequence[Path], config: Config, encoder: TorchEncoder, progress: Progress | None) -> _Mail:
-    items = list(find(paths))
+def _read(
+    paths: Sequence[Path], reading: Reading, config: Config, encoder: TorchEncoder, progress: Progress | None
+) -> _Mail:
+    heard: list[str] = []
+    items = list(find(paths, reading, heard.append))
     with FeatureStore(config.features_dir, encoder.fingerprint) as store:
-        table, complaints = tabulate_items(items, encoder, store, _stage(progress, "reading"))
+        told = _stage(progress, "reading")
+        table, complaints = tabulate_items(items, encoder, store, told, own=reading.own)
         rows = store.get(table["content"].tolist())
-    if table.empty:
-        raise CorpusError(f"no labelled message is left: {complaints[0] if complaints else 'all are alike'}")
     with Labels(config.labels_file) as labels:  # a user's word beats the folder's
         said = {row.content: int(row.label is Label.SPAM) for row in labels.rows() if row.source != FOLDER}
     label = [said.get(content, label) for content, label in zip(table["content"], table["label"], strict=True)]
-    table = table.assign(label=label)
-    ham, spam = np.bincount(label, minlength=2)
-    # Of 15 % of the mail there must be enough to choose and to judge by.
-    least = -(-LEAST_OF_A_CLASS * FOLDS // len(TEST))
-    if min(ham, spam) < least:
-        raise CorpusError(f"{ham} ham and {spam} spam: training an encoder needs at least {least} of each")
+    table = table.assign(label=np.asarray(label, dtype=np.int64))
+    ham, spam = np.bincount(labels_of(table), minlength=2)
+    if min(ham, spam) < LEAST_TO_TUNE:
+        raise CorpusError(f"{ham} ham and {spam} spam: training an encoder needs at least {LEAST_TO_TUNE} of each")
     readers = {item.where: item.read for item in items}
     where = dict(zip(table["content"], table["where"], strict=True))
 
     def read(content: str) -> bytes:
-        return _raw(readers[where[content]], where[content])
+        try:
+            return readers[where[content]]()
+        except OSError as error:  # read a moment ago
+            raise CorpusError(f"{where[content]}: {error.strerror}") from error
 
     tokens = [prepare(encoder, read(content)).token_ids for content in table["content"]]
     features = stack([rows[content] for content in table["content"]])
-    groups = campaigns(features.wide, encoder.vocab_size)
-    return _Mail(table, features, tokens, groups, read, complaints)
+    return _Mail(table, features, tokens, campaigns(features.wide, encoder.vocab_size), read, heard + complaints)
 
 
-def split(labels: Indices, groups: Sequence[int], seed: int) -> tuple[Indices, Indices, Indices]:
-    """Rows of train, validation and test, 70/15/15 and stratified; each campaign stands on one side.
+def _parts(mail: _Mail, seed: int) -> tuple[Indices, Indices, Indices]:
+    """Rows of train, validation and test; each campaign stands on one side.
 
     Raises CorpusError where a side lacks a class, as one campaign makes up most of it.
     """
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    each = [test for _, test in folds.split(labels, labels, groups)]
-    test, validation = (np.sort(np.concatenate([each[i] for i in chosen])) for chosen in (TEST, VALIDATION))
-    train = np.setdiff1d(np.arange(len(labels)), np.concatenate([test, validation]))
-    for name, part in (("learn from", train), ("choose by", validation), ("judge on", test)):
-        ham, spam = np.bincount(labels[part], minlength=2)
+    parts = split(mail.table, mail.groups, seed)
+    for name, part in zip(("learn from", "choose by", "judge on"), parts, strict=True):
+        ham, spam = np.bincount(labels_of(mail.table)[part], minlength=2)
         if min(ham, spam) < LEAST_OF_A_CLASS:
-            raise CorpusError(f"{ham} ham and {spam} spam to {name}: too much of this mail is alike")
-    return train, validation, test
+            raise CorpusError(f"{ham} ham and {spam} spam are left to {name}: too much of this mail is alike")
+    return parts
 
 
 def _examples(encoder: TorchEncoder, mail: _Mail, part: Indices) -> Examples:
@@ -278,13 +282,6 @@ def _run(encoder: TorchEncoder, settings: Settings, table: pd.DataFrame, parts: 
 
 def _name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name)[:60]
-
-
-def _raw(read: Callable[[], bytes], where: str) -> bytes:
-    try:
-        return read()
-    except OSError as error:
-        raise CorpusError(f"{where}: {error.strerror}") from error
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:

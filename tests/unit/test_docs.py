@@ -122,6 +122,7 @@ def test_each_dependency_is_explained_and_nothing_else() -> None:
 
     assert explained["At run time"] == names(project["dependencies"])
     assert explained["For development"] == names(project["optional-dependencies"]["dev"])
+    assert explained["For Parquet files"] == names(project["optional-dependencies"]["parquet"])
     assert explained["For fuzzing"] == names(project["optional-dependencies"]["fuzz"])
     assert explained["For the pictures of the benchmarks"] == names(project["optional-dependencies"]["bench"])
 

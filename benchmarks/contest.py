@@ -135,11 +135,12 @@ def plain(figure: Figure) -> list[float | None]:
 
 
 def learning_curves(
-    mail: Mail, target: str, learners: Sequence[Learner], slow: Sequence[str], seeds: int, told: Told
+    mail: Mail, target: str, learners: Sequence[Learner], from_nothing_only: Sequence[str], seeds: int, told: Told
 ) -> dict[str, Any]:
     """AUC by number of labels, from nothing and from the other corpora: the mean over the seeds, with its interval.
 
-    The `slow` start from nothing only. With no labels a contestant judges by the other corpora alone.
+    Who is named in `from_nothing_only` does not start from the others. With no labels a contestant judges by the
+    other corpora alone.
     """
     split = few_labels(mail.table, target)
     test = mail.take(next(iter(split.tests.values())))
@@ -158,7 +159,7 @@ def learning_curves(
         told(f"few labels, {target}: {learner.name}")
         who = learner.name.removesuffix(", from nothing")
         curves[f"{who}, from nothing"] = drawn(learner)
-        if learner.name not in slow:
+        if learner.name not in from_nothing_only:
             told(f"few labels, {target}: {learner.name}, after the other corpora")
             after = learner.after(others)
             start = getattr(after, "start", None) or learner.learn(others)

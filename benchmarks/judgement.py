@@ -72,7 +72,7 @@ class Run:
                 if name in FAST:
                     self.peers[name] = FAST[name]()
                 else:
-                    self.slow |= _slow(name, options.state, stack)
+                    self.slow |= _with_rules_and_without(name, options.state, stack)
             except Unavailable as error:
                 self.notes.append(f"{name} is left out: {error}")
         if self.slow:
@@ -98,10 +98,9 @@ class Run:
             found = [self._split(splits.leave_out(table, t), [self.general]) for t in splits.targets(table)]
             self.results["c"] = {"targets": {k: v for each in found for k, v in each["targets"].items()}}
         elif letter == "d":
+            learners, seeds = [self.personal, *self.peers.values()], self.options.seeds
             self.results["d"] = {
-                name: contest.learning_curves(
-                    self.mail, name, [self.personal, *self.peers.values()], _SLOW, self.options.seeds, self.tell
-                )
+                name: contest.learning_curves(self.mail, name, learners, _FROM_NOTHING_ONLY, seeds, self.tell)
                 for name in ("spamassassin", "modern")
             }
         elif letter == "e":
@@ -162,7 +161,7 @@ class Run:
         return {"targets": {t.name: contest.figures(t, self.mail, [self.general.name], names) for t in targets}}
 
 
-def _slow(name: str, state: Path, stack: ExitStack) -> dict[str, Learner]:
+def _with_rules_and_without(name: str, state: Path, stack: ExitStack) -> dict[str, Learner]:
     """Both contestants of SpamAssassin or of rspamd. Raises Unavailable."""
     if name == "spamassassin":
         bayes, rules = Bayes(), Rules(state)
@@ -171,8 +170,8 @@ def _slow(name: str, state: Path, stack: ExitStack) -> dict[str, Learner]:
     return {name: rspamd.Rspamd(server, rules=True), f"{name}, Bayes": rspamd.Rspamd(server, rules=False)}
 
 
-# What takes long to learn thousands of messages anew for each draw of a few labels: from nothing only.
-_SLOW = (SeedRecipe.name, last_layer().name)
+# They would take long to learn thousands of messages anew for each draw of a few labels.
+_FROM_NOTHING_ONLY = (SeedRecipe.name, last_layer().name)
 
 
 def main() -> None:

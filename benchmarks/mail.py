@@ -27,6 +27,7 @@ from spamguard.message import parse
 from training.corpus import encode, find
 from training.fit import take
 from training.ship import SAMPLED, group, sample
+from training.ship import join as join_features
 
 from .splits import campaigns
 
@@ -80,14 +81,9 @@ def join(parts: Sequence[Mail]) -> Mail:
         [raw for part in parts for raw in part.raw],
         [text for part in parts for text in part.texts],
         sparse.vstack([part.words for part in parts]).tocsr(),
-        _join([part.features for part in parts]),
-        _join([part.short for part in parts]),
+        join_features([part.features for part in parts]),
+        join_features([part.short for part in parts]),
     )
-
-
-def _join(parts: Sequence[Features]) -> Features:
-    wide = [row for part in parts for row in part.wide]
-    return Features(np.concatenate([p.deep for p in parts]), wide, np.concatenate([p.structure for p in parts]))
 
 
 class Reader:

@@ -72,7 +72,7 @@ class Personal:
     ) -> None:
         self._columns, self._start, self._penalties = columns, start, penalties
         begins = "from nothing" if start is None else "from a head of other corpora"
-        self.name = f"spamguard, {part} alone" if part else f"spamguard, {begins}"
+        self.name = f"spamguard, {part} alone" if part else f"spamguard (reads headers), {begins}"
 
     def after(self, others: Mail) -> Personal:
         return Personal(self._columns, General(self._columns).learn(others))

@@ -135,7 +135,7 @@ def group(corpus: str, source: str, content: str, where: str) -> str:
     return f"{corpus}/{source if domain in {'', 'mail.invalid'} else domain}"
 
 
-def join(parts: tuple[Features, ...]) -> Features:
+def join(parts: Sequence[Features]) -> Features:
     """Features of several tables, one after the other."""
     wide: list[Counts] = [row for part in parts for row in part.wide]
     return Features(np.concatenate([p.deep for p in parts]), wide, np.concatenate([p.structure for p in parts]))

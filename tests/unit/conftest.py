@@ -1,7 +1,10 @@
-"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, and a watched Maildir."""
+"""What several unit tests share: a tiny encoder, a head fitted with it on the tiny corpus, commands with both, a
+bundle, a quarantine, a refit and a watched Maildir.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from threadpoolctl import threadpool_limits
 
+from service import refit
 from spamguard import bundle
+from spamguard.cli import main
 from spamguard.config import Config, EncoderTable
 from spamguard.encoder import TorchEncoder, load
 from tests import tiny_corpus
@@ -19,10 +25,14 @@ from tests.conftest import LoopThread, Running
 from tests.fakes import FakeNextHop, load_fake_scorer
 from tests.held_mail import Store
 from tests.maildirs import Box
+from tests.paper_bundle import a_bundle
+from tests.refit_bench import Bench
 from tests.tiny_bert import save_tiny_bert
 
 # On a busy machine the threads of torch and BLAS wait for each other longer than our small arrays need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,71 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts the encoder was given, each time."""
+    sizes: list[int] = []
+    encode = TorchEncoder.encode
+
+    def counting(self: TorchEncoder, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return encode(self, tokens)
+
+    monkeypatch.setattr(TorchEncoder, "encode", counting)
+    return sizes
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny: Tiny) -> Callable[..., Path]:
+    """Writes a configuration with the tiny encoder, the state folder `state`, and what is given."""
+
+    def write(more: str = "", head: Path | None = None) -> Path:
+        file = tmp_path / "spamguard.toml"
+        path = f'path = "{head}"\n' if head else ""
+        encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
+        file.write_text(f'state_dir = "state"\n[encoder]\n{encoder}[head]\n{path}{more}')
+        return file
+
+    return write
+
+
+def run_with(file: Path) -> Run:
+    """Runs commands with this configuration."""
+
+    def invoke(*arguments: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(main, ["--config", str(file), *map(str, arguments)], input=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+def run(write_config: Callable[..., Path], tiny: Tiny) -> Run:
+    """Runs a command with a head of the tiny corpus in service; `config` is appended to the [head] table."""
+
+    def invoke(*arguments: object, config: str = "", stdin: bytes | None = None) -> Result:
+        return run_with(write_config(config, head=tiny.head))(*arguments, stdin=stdin)
+
+    return invoke
+
+
+def assert_one_line(result: Result, words: str) -> None:
+    assert result.exit_code == 2 and words in result.stderr, result.output
+    assert result.stderr.startswith("spamguard: ") and result.stderr.count("\n") == 1
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    if not folder.exists():
+        return {}
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a bundle that stands alone in its heads folder."""
+    return bundle.save(a_bundle(), tmp_path / "heads" / "one")
+
+
+@pytest.fixture
 def store(tmp_path: Path, loop_thread: LoopThread) -> Store:
     """A quarantine in which one message is held."""
     made = Store(tmp_path, loop_thread)
@@ -89,6 +164,16 @@ def hop(store: Store, loop_thread: LoopThread) -> Iterator[Callable[..., FakeNex
     for one in started:
         loop_thread.loop.call_soon_threadsafe(one.release.set)
         loop_thread.run(one.stop())
+
+
+@pytest.fixture
+def quick_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "EVERY_S", 0.02)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, Config(state_dir=tmp_path / "state"))
 
 
 @pytest.fixture

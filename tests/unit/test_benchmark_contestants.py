@@ -349,15 +349,16 @@ def test_learning_curves_start_from_nothing_and_from_others(monkeypatch: pytest.
     learners = [ours.Personal(COLUMNS), peers.NaiveBayes(), peers.tfidf()]
     found = contest.learning_curves(mail, "own", learners, (peers.tfidf().name,), 2, lambda what: None)
     assert {who: sorted(curve) for who, curve in found["curves"].items()} == {
-        "spamguard, from nothing": ["10", "20"],
-        "spamguard, after the other corpora": ["0", "10", "20"],
+        "spamguard (reads headers), from nothing": ["10", "20"],
+        "spamguard (reads headers), after the other corpora": ["0", "10", "20"],
         "naive Bayes, multinomial, from nothing": ["10", "20"],
         "naive Bayes, multinomial, after the other corpora": ["0", "10", "20"],
         "tf-idf + logistic regression, from nothing": ["10", "20"],
     }
     assert all(value[0] > 0.9 for curve in found["curves"].values() for value in curve.values())
     none = found["ahead"]["0"]
-    assert none["ours"] == "spamguard, after the other corpora" and none["best peer"].startswith("naive Bayes")
+    assert none["ours"] == "spamguard (reads headers), after the other corpora"
+    assert none["best peer"].startswith("naive Bayes")
     ours_then, theirs = (found["curves"][none[who]]["0"][0] for who in ("ours", "best peer"))
     assert none["difference"][0] == pytest.approx(ours_then - theirs, abs=2e-6)
     assert found["others"] == contest.size(mail.take(split.others))

@@ -13,39 +13,21 @@ from pathlib import Path
 from unicodedata import east_asian_width
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from spamguard.cli import main
 from spamguard.cli_score import _PHRASES, MESSAGES_A_BATCH
 from spamguard.headers import content_hash
 from tests import tiny_corpus
 from tests.tiny_corpus import GTUBE, HAM, SPAM, message
-from tests.unit.conftest import Tiny
-from tests.unit.test_cli import PROGRAM, ROOT, snapshot
-
-Run = Callable[..., Result]
+from tests.unit.conftest import Run, Tiny, snapshot
+from tests.unit.test_cli import PROGRAM, ROOT
 
 MIXED = message(
     "see you tomorrow",
     "The meeting is at noon. Buy cheap pills now. Please see the report attached. Free money now! "
     "See you at the meeting. The report is free. Buy the report now. Money, money, money.",
 )
-
-
-@pytest.fixture
-def file(tmp_path: Path, tiny: Tiny) -> Path:
-    encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
-    made = tmp_path / "spamguard.toml"
-    made.write_text(f'state_dir = "state"\n[encoder]\n{encoder}[head]\npath = "{tiny.head}"\n')
-    return made
-
-
-@pytest.fixture
-def run(file: Path) -> Run:
-    def invoke(*arguments: object, stdin: bytes | None = None) -> Result:
-        return CliRunner().invoke(main, ["--config", str(file), *map(str, arguments)], input=stdin)
-
-    return invoke
 
 
 @pytest.fixture
@@ -170,10 +152,11 @@ def test_labels_that_cannot_be_read_are_one_line(taught: Run, tmp_path: Path, ti
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_terminal_will_do(file: Path, tmp_path: Path, encoding: str) -> None:
+def test_any_terminal_will_do(write_config: Callable[..., Path], tiny: Tiny, tmp_path: Path, encoding: str) -> None:
     """Through a real stream, as a terminal that knows ASCII alone has it; names of files need not be UTF-8 either."""
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.eml")
     Path(odd).write_bytes(message("\u4f60\u597d \u20ac", "ça coûte 49 \u20ac. buy \U0001f600 now"))
+    file = write_config(head=tiny.head)
     command = [sys.executable, "-c", PROGRAM, "--config", str(file), "score", "--explain", odd]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stderr) == (0, b"")

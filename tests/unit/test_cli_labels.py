@@ -13,36 +13,26 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from spamguard import bundle
-from spamguard.cli import main
 from spamguard.featurestore import FeatureStore
 from spamguard.headers import content_hash
 from spamguard.labels import Labels
 from spamguard.verdict import Label
 from tests import tiny_corpus
 from tests.tiny_corpus import HAM, SPAM
-from tests.unit.conftest import Tiny
-from tests.unit.test_cli import HEAVY, PROGRAM, ROOT, assert_one_line, snapshot
-
-Run = Callable[..., Result]
+from tests.unit.conftest import Run, Tiny, assert_one_line, run_with, snapshot
+from tests.unit.test_cli import HEAVY, PROGRAM, ROOT
 
 
 @pytest.fixture
-def file(tmp_path: Path, tiny: Tiny) -> Path:
-    encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
-    made = tmp_path / "spamguard.toml"
-    made.write_text(f'state_dir = "state"\n[limits]\nmessage_bytes = 65536\n[encoder]\n{encoder}')
-    return made
+def file(write_config: Callable[..., Path]) -> Path:
+    return write_config("[limits]\nmessage_bytes = 65536\n")
 
 
 @pytest.fixture
 def run(file: Path) -> Run:
-    def invoke(*arguments: object, stdin: bytes | None = None) -> Result:
-        return CliRunner().invoke(main, ["--config", str(file), *map(str, arguments)], input=stdin)
-
-    return invoke
+    return run_with(file)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from spamguard import bundle, explain
 from spamguard.config import EncoderTable
-from spamguard.encoder import TorchEncoder, load
+from spamguard.encoder import load
 from spamguard.explain import LONGEST, PHRASES, Phrase, phrases
 from spamguard.head import MlpHead
 from spamguard.scorer import SMALLEST_REASON, Prepared, Scorer
@@ -47,20 +46,6 @@ def scorer(tiny: Tiny) -> Scorer:
 def shipped() -> Scorer:
     encoder = load(EncoderTable(device="cpu"))
     return Scorer(encoder, bundle.load(bundle.SHIPPED, encoder))
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts the encoder was given, each time."""
-    sizes: list[int] = []
-    encode = TorchEncoder.encode
-
-    def counting(self: TorchEncoder, tokens: Any) -> Any:
-        sizes.append(len(tokens))
-        return encode(self, tokens)
-
-    monkeypatch.setattr(TorchEncoder, "encode", counting)
-    return sizes
 
 
 def judged(scorer: Scorer, raw: bytes) -> tuple[Prepared, Verdict]:

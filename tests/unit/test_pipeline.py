@@ -8,32 +8,21 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from service.batcher import Batcher
 from service.daemon import Daemon
 from service.journal import Journal
 from service.pipeline import Pipeline
 from spamguard.actions import Disposition, Fate
-from spamguard.config import BatchTable, Config, LogTable, PolicyTable
+from spamguard.config import Config, LogTable, PolicyTable
 from spamguard.config_file import load
 from spamguard.errors import ConfigError, DeliveryError, ScoringError
 from spamguard.policy import Policy
 from tests.fakes import FakeScorer, load_fake_scorer
-
-
-@asynccontextmanager
-async def running(scorer: FakeScorer, **keys: float) -> AsyncIterator[Batcher]:
-    batcher = Batcher(scorer, BatchTable(**{"patience_ms": 0, **keys}))
-    await batcher.start()
-    try:
-        yield batcher
-    finally:
-        await batcher.stop()
+from tests.unit.test_batcher import running
 
 
 def through(raw: bytes, table: PolicyTable | None = None, scorer: FakeScorer | None = None) -> Disposition:

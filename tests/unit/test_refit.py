@@ -3,107 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import os
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service import refit
-from service.batcher import Batcher
-from service.journal import Journal
 from service.refit import Refit
-from spamguard import bundle, headers
-from spamguard.config import BatchTable, Config, LogTable
-from spamguard.config_file import Loaded
+from spamguard import headers
+from spamguard.config import Config
 from spamguard.featurestore import FeatureStore
 from spamguard.labels import Labels
 from spamguard.scorer import Scorer, look, prepare
 from spamguard.verdict import Label
 from tests.fakes import FakeScorer, verdict
-from tests.tiny_corpus import HAM, SPAM, ham, spam
+from tests.refit_bench import NOON, Bench
+from tests.tiny_corpus import HAM, SPAM, spam
 from tests.unit.conftest import Tiny
 
-NOON = datetime(2026, 3, 1, 12, 30)
-
-
-class Bench:
-    """A Refit with what it needs; the configuration can be changed while it runs."""
-
-    def __init__(self, root: Path, config: Config, file: Path | None = None, scorer: Any = None) -> None:
-        self.labels_file = config.labels_file
-        self.loaded = Loaded(config, file, frozenset())
-        self.batcher = Batcher(scorer or FakeScorer(), BatchTable(patience_ms=0))
-        self.reloads = 0
-        self.now = NOON
-        self._log = io.StringIO()
-        journal = Journal(LogTable(format="json"), self._log)
-        self.refit = Refit(lambda: self.loaded, self.batcher, journal, self._reload, lambda: self.now)
-
-    def _reload(self) -> None:
-        self.reloads += 1
-
-    def learning(self, **keys: object) -> None:
-        config = self.loaded.config
-        table = config.learning.model_copy(update=keys)
-        self.loaded = replace(self.loaded, config=config.model_copy(update={"learning": table}))
-
-    def add(self, label: Label, *mail: bytes) -> None:
-        with Labels(self.labels_file) as labels:
-            for raw in mail:
-                labels.add(raw, label, "moved")
-
-    def waiting(self) -> list[str]:
-        with Labels(self.labels_file) as labels:
-            return labels.waiting()
-
-    def learnt(self) -> None:
-        with Labels(self.labels_file) as labels:
-            labels.fitted(labels.changes()[0])
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.getvalue().splitlines()]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in self.log if line["event"] == name]
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        await self.batcher.start()
-        self.refit.start()
-        try:
-            yield
-        finally:
-            await self.refit.stop()
-            await self.batcher.stop()
-
-    async def until(self, true: Callable[[], object]) -> None:
-        """The test's own time limit is the limit."""
-        while not true():
-            await asyncio.sleep(0.01)
-
-    def turn(self) -> None:
-        """One look at whether it is time."""
-        asyncio.run(self.refit._refit_if_due())
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit, "EVERY_S", 0.02)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, Config(state_dir=tmp_path / "state"))
+pytestmark = pytest.mark.usefixtures("quick_refit")
 
 
 # --- Encoding what waits --------------------------------------------------------------------------------------------
@@ -339,98 +257,3 @@ def test_what_is_configured_anew_counts_from_then_on(bench: Bench, retrains: Ret
     bench.learning(refit="on", after=5)
     bench.turn()
     assert retrains.started == 1
-
-
-# --- The process ----------------------------------------------------------------------------------------------------
-
-
-def use_program(monkeypatch: pytest.MonkeyPatch, file: Path, script: str) -> None:
-    """This shell script in the place of Python: whatever it is called with."""
-    file.write_text("#!/bin/sh\n" + script)
-    file.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(file))
-
-
-def call(bench: Bench) -> tuple[int, list[str]]:
-    return asyncio.run(bench.refit._call_retrain())
-
-
-def test_it_runs_this_program_niced_and_without_the_ways_to_systemd(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
-    bench.loaded = replace(bench.loaded, file=tmp_path / "a file.toml")
-    use_program(monkeypatch, tmp_path / "python", 'sleep 0.3; echo "$# $5"; echo $NOTIFY_SOCKET; nice; cat; exit 7\n')
-    code, lines = call(bench)
-    assert code == 7 and lines == [f"6 {tmp_path / 'a file.toml'}", str(min(19, os.nice(0) + 10))]
-
-
-def test_of_much_output_the_end_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_program(monkeypatch, tmp_path / "python", "yes out | head -200000; yes err | head -100000 >&2; echo last\n")
-    code, lines = call(bench)
-    assert code == 0 and lines[-1] == "last" and sum(map(len, lines)) <= refit._OUTPUT
-
-
-def test_the_process_ends_with_the_daemon(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_program(monkeypatch, tmp_path / "python", f"echo $$ > {tmp_path / 'pid'}; exec sleep 1000\n")
-    bench.learning(refit="on", after=1)
-    bench.add(Label.SPAM, SPAM[0])
-
-    async def main() -> int:
-        async with bench.running():
-            await bench.until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
-            pid = int((tmp_path / "pid").read_text())
-            os.kill(pid, 0)
-        return pid
-
-    pid = asyncio.run(main())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_one_that_takes_too_long_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(refit, "_LONGEST_S", 0.2)
-    use_program(monkeypatch, tmp_path / "python", "exec sleep 1000\n")
-    code, lines = call(bench)
-    assert code != 0 and "was ended" in lines[-1]
-
-
-def test_a_program_that_is_gone_is_said_and_ends_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
-    bench.learning(refit="on", after=1)
-    bench.add(Label.SPAM, SPAM[0])
-
-    async def main() -> None:
-        async with bench.running():
-            await bench.until(lambda: bench.events("labels wait"))
-
-    asyncio.run(main())
-    assert "No such file" in bench.events("labels wait")[0]["cause"]
-
-
-def test_a_real_retrain_puts_a_head_in_service_or_says_why_not(tiny: Tiny, tmp_path: Path) -> None:
-    """Twice: with ham alone there is no head, with spam there is."""
-    file = tmp_path / "spamguard.toml"
-    encoder = f'model = "{tiny.bert}"\ndevice = "cpu"\nmax_tokens = 32\nthreads = 1\n'
-    file.write_text(f'state_dir = "state"\n[encoder]\n{encoder}')
-    config = tiny.config(tmp_path / "state")
-    bench = Bench(tmp_path, config, file, Scorer(tiny.encoder, tiny.bundle()))
-    bench.learning(refit="on", after=6)
-    bench.add(Label.HAM, *(ham(i) for i in range(6)))
-    bench.turn()
-    assert bench.reloads == 0 and not config.heads_dir.exists()
-    (line,) = bench.events("no refit")
-    assert line["cause"] == "spamguard: 6 ham and 0 spam: a head needs at least 5 of each"
-
-    bench.add(Label.SPAM, *(spam(i) for i in range(6)))
-    bench.turn()
-    assert bench.reloads == 1, bench.log
-    served = bundle.load(bundle.in_service(config.heads_dir), tiny.encoder)
-    assert served.manifest.provenance["sources"] == {"moved": {"ham": 6, "spam": 6}}
-    assert any(f"head {served.id} in service" in line.get("text", "") for line in bench.events("refit"))
-    with Labels(bench.labels_file) as labels:
-        assert labels.changes() == (12, 0)
-    bench.turn()
-    assert bench.reloads == 1

@@ -137,9 +137,9 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for who, judged, seeds in quick:
             _hold(results["files"][name], mail, who, judged, seeds)
             yield results
-    for who, tune in slow:
-        judged = tuned(tune, options.encoder, options.epochs)
-        for name, mail in files.items():
+    for name, mail in files.items():
+        for who, tune in slow:
+            judged = tuned(tune, options.encoder, options.epochs)
             _hold(results["files"][name], mail, who, judged, options.tuned_seeds)
             yield results
 

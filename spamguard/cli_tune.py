@@ -76,7 +76,7 @@ def tuned(done: Retuned) -> None:
     for name, found in (
         ("the tuned network alone", done.network),
         ("a head on the tuned encoder", done.head),
-        ("a head on the one in service", done.frozen),
+        ("a head on the frozen encoder", done.frozen),
     ):
         click.echo(f"{name:30}{_row(found)}")
     click.echo(f"encoder {done.fingerprint} written: {done.folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Checkpoint:
                 os.fsync(written.fileno())
             draft.replace(self.file)
         except (OSError, SafetensorError) as error:  # the library has its own error for a full disk
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise EncoderError(f"{self.file}: the checkpoint cannot be written: {error}") from error
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

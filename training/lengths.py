@@ -36,7 +36,7 @@ def choose(lengths: Lengths, most: int, percentile: float = PERCENTILE) -> Choic
     """
     if not len(lengths):
         raise CorpusError("no mail to measure")
-    wanted = float(np.percentile(lengths, percentile, method="higher"))
+    wanted = float(np.percentile(lengths, percentile, method="inverted_cdf"))
     tokens = max(LEAST, STEP * math.ceil(wanted / STEP))
     limited = tokens > most
     tokens = min(tokens, most)
@@ -64,7 +64,7 @@ def draw(lengths: Lengths, choice: Choice) -> Iterator[str]:
 
 def summary(lengths: Lengths, choice: Choice) -> str:
     """The choice in words."""
-    half, wanted = (float(np.percentile(lengths, p, method="higher")) for p in (50, choice.percentile))
+    half, wanted = (float(np.percentile(lengths, p, method="inverted_cdf")) for p in (50, choice.percentile))
     longest = int(lengths.max())
     said = f"{longest}" + (" or more" if longest >= WIDE_TOKENS else "")
     why = f", the most there may be; {choice.percentile:g} % would need more" if choice.limited else ""

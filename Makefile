@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := $(VENV)/.fuzz-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit fuzz check bench-accuracy bench-smtp crash storm head clean
+.PHONY: help run test unit fuzz check bench-accuracy bench-seed bench-smtp crash storm head clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ check: $(STAMP) ## ruff and mypy --strict
 
 bench-accuracy: $(STAMP) ## judgement beside its peers; CORPORA=DIR holds corpora; ARGS='--splits a,b --peers bogofilter'
 	$(BIN)/python -m benchmarks.judgement $(or $(CORPORA),$(error say CORPORA=DIR)) $(ARGS)
+
+bench-seed: $(STAMP) ## the table of the tutorial that spamguard began with; CSV=FILE of label,text; ARGS='--tuned last-2 --epochs 4'
+	$(BIN)/python -m benchmarks.seed_table $(or $(CSV),$(error say CSV=FILE)) $(ARGS)
 
 bench-smtp: $(STAMP) ## throughput of the SMTP path beside its peers; ARGS='--memory' or '--large': resident size
 	$(BIN)/python -m benchmarks.smtp $(ARGS)

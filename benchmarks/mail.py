@@ -34,7 +34,7 @@ from .splits import campaigns
 Indices = npt.NDArray[np.int64]
 STEP = 64  # messages encoded at a time
 # The recipe of the tutorial that the project began with: the first 25 tokens, and [CLS] alone.
-SEED_RECIPE = EncoderTable(layers=(6,), pooling="cls", max_tokens=25)
+SEED_RECIPE = EncoderTable(pooling="cls", max_tokens=25)  # of the last layer
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ def join(parts: Sequence[Mail]) -> Mail:
 class Reader:
     """Makes Mail of files and of bytes. The vocabulary of `words` is that of the mail that `read` has found."""
 
-    def __init__(self, state: Path, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(self, state: Path, progress: Callable[[str, int, int], None], model: str = "embedded") -> None:
         self.state, self._progress = state, progress
-        self.encoder: Encoder = load_encoder(EncoderTable())
-        self._seed: Encoder = load_encoder(SEED_RECIPE)
+        self.encoder = load_encoder(EncoderTable(model=model))
+        recipe = {"model": model, "layers": (self.encoder.depth,)}
+        self._seed: Encoder = load_encoder(SEED_RECIPE.model_copy(update=recipe))
         self._vocabulary = CountVectorizer()
 
     def read(self, corpora: Path, names: Iterable[str]) -> Mail:

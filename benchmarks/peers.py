@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from spamguard.head import logits
-from training.fit import LEAST_OF_A_CLASS, fit_mlp
+from training.fit import LEAST_OF_A_CLASS, balanced, fit_mlp
 
 from .mail import Mail, join
 from .measures import log_odds
@@ -195,15 +195,17 @@ class SeedRecipe:
 
     name, probable = "the tutorial's recipe", True
 
-    def __init__(self, others: Mail | None = None) -> None:
-        self._others = others
+    def __init__(self, others: Mail | None = None, *, weigh: bool = False, seed: int = 0) -> None:
+        """With `weigh` both classes count the same, as the tutorial has it for its messages."""
+        self._others, self._weigh, self._seed = others, weigh, seed
 
     def after(self, others: Mail) -> SeedRecipe:
-        return SeedRecipe(others)
+        return SeedRecipe(others, weigh=self._weigh, seed=self._seed)
 
     def learn(self, own: Mail) -> Judge:
         mail = own if self._others is None else join([self._others, own])
-        head = fit_mlp(mail.short, mail.labels, np.ones(len(mail)))
+        weights = balanced(mail.labels) if self._weigh else np.ones(len(mail))
+        head = fit_mlp(mail.short, mail.labels, weights, seed=self._seed)
         return Scores(lambda other: logits(head, other.short).astype(np.float64))
 
 

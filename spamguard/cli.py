@@ -20,6 +20,7 @@ from .cli_labels import labels
 from .cli_quarantine import quarantine
 from .cli_report import report
 from .cli_score import score
+from .cli_tune import lengths, tuned
 from .errors import REFUSED, ReportError, ScoringError
 
 EX_TEMPFAIL = 75  # sysexits.h: the delivery agent keeps the mail and tries again
@@ -60,6 +61,7 @@ main.add_command(doctor)
 main.add_command(heads)
 main.add_command(cache)
 main.add_command(labels)
+main.add_command(lengths)
 main.add_command(quarantine)
 main.add_command(report)
 main.add_command(score)
@@ -118,6 +120,14 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--kind", type=click.Choice(["additive", "mlp"]), default="additive", show_default=True, help="Kind of head."
 )
+@click.option(
+    "--tune",
+    "how",
+    default="head",
+    show_default=True,
+    metavar="head|last-N|all",
+    help="What is trained: the head alone, or the encoder's last N layers or all of it as well.",
+)
 @click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
 @_columns
@@ -126,6 +136,7 @@ def retrain(
     context: click.Context,
     paths: tuple[Path, ...],
     kind: Any,
+    how: str,
     fresh: bool,
     seed: int,
     label_column: str | None,
@@ -150,17 +161,27 @@ def retrain(
     spamguard retrain corpus/           (corpus/ham/*, corpus/spam/*)
     spamguard retrain messages.csv
     spamguard retrain                   (these again, and what the user said since)
+
+    --tune last-2 or all trains a copy of the encoder too, which takes hours without a GPU. Neither it nor the head
+    for it is put in service: what is printed says whether it was worth it, and what the configuration must say
+    then. Run again after a kill, it goes on.
     """
     from training.corpus import Reading
     from training.report import as_text
     from training.retrain import retrain as run
     from training.told import report as write
+    from training.tune_command import tune
 
     from .encoder import load as load_encoder
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
     reading = Reading.configured(config, label_column, text_column) if paths else None
+    if how != "head":
+        with _progress() as progress:
+            found = tune(paths, config, encoder, how, kind=kind, seed=seed, progress=progress, reading=reading)
+        tuned(found)
+        return
     page = None
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)

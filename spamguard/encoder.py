@@ -88,9 +88,10 @@ class TorchEncoder:
         if threads:
             torch.set_num_threads(threads)
         self._torch = torch
+        self.folder = folder
         self._device = _choose_device(device)
         self._tokenizer = _load_tokenizer(folder)
-        self._model = _load_model(folder).to(self._device)
+        self._model = load_model(folder).to(self._device)
         self._spare: Any = None
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
@@ -102,6 +103,7 @@ class TorchEncoder:
         if max_tokens > positions:
             raise EncoderError(f"{folder}: encoder.max_tokens = {max_tokens}, but it has {positions} positions")
         self._pooling = pooling
+        self.depth, self.positions = depth, positions
         self.max_tokens = max_tokens
         self.dim = int(self._model.config.hidden_size) * len(self._layers)
         self.vocab_size = int(self._tokenizer.get_vocab_size())
@@ -137,13 +139,17 @@ class TorchEncoder:
 
     def encode(self, tokens: Sequence[TokenIds]) -> FloatArray:
         pooled = np.empty((len(tokens), self.dim), dtype=np.float32)
-        room = self.max_tokens - len(self._prefix) - len(self._suffix)
-        rows = [[*self._prefix, *ids[:room].tolist(), *self._suffix] for ids in tokens]
+        rows = self.rows(tokens)
         for chosen in _passes([len(row) for row in rows]):
             pooled[chosen] = self._forward([rows[i] for i in chosen])
         if not np.isfinite(pooled).all():
             raise ScoringError("the encoder gave numbers that are not finite")
         return pooled
+
+    def rows(self, tokens: Sequence[TokenIds]) -> list[list[int]]:
+        """What the model is given of each: the special tokens around the first ids, `max_tokens` in all."""
+        room = self.max_tokens - len(self._prefix) - len(self._suffix)
+        return [[*self._prefix, *ids[:room].tolist(), *self._suffix] for ids in tokens]
 
     def _forward(self, rows: list[list[int]]) -> FloatArray:
         try:
@@ -173,6 +179,15 @@ class TorchEncoder:
 
     def _states(self, model: Any, device: Any, rows: list[list[int]]) -> FloatArray:
         """The pooled hidden states of one padded batch. Raises RuntimeError."""
+        with self._torch.inference_mode():
+            result: FloatArray = self.pool(model, device, rows).float().cpu().numpy()
+            return result
+
+    def pool(self, model: Any, device: Any, rows: Sequence[Sequence[int]]) -> Any:
+        """A tensor (n, dim) on the device: what `encode` gives of these rows, by a model of this kind.
+
+        Gradients flow through it where they are on, so that training sees what serving does. Raises RuntimeError.
+        """
         torch = self._torch
         width = max(len(row) for row in rows)
         ids = np.full((len(rows), width), self._pad, dtype=np.int64)
@@ -180,19 +195,17 @@ class TorchEncoder:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        with torch.inference_mode():
-            attention = torch.from_numpy(mask).to(device)
-            output = model(
-                input_ids=torch.from_numpy(ids).to(device), attention_mask=attention, output_hidden_states=True
-            )
-            states = [output.hidden_states[layer] for layer in self._layers]
-            if self._pooling == "cls":
-                pooled = [state[:, 0] for state in states]
-            else:
-                weight = (attention / attention.sum(1, keepdim=True)).unsqueeze(1).to(states[0].dtype)
-                pooled = [(weight @ state).squeeze(1) for state in states]
-            result: FloatArray = torch.cat(pooled, 1).float().cpu().numpy()
-            return result
+        attention = torch.from_numpy(mask).to(device)
+        output = model(
+            input_ids=torch.from_numpy(ids).to(device), attention_mask=attention, output_hidden_states=True
+        )
+        states = [output.hidden_states[layer] for layer in self._layers]
+        if self._pooling == "cls":
+            pooled = [state[:, 0] for state in states]
+        else:
+            weight = (attention / attention.sum(1, keepdim=True)).unsqueeze(1).to(states[0].dtype)
+            pooled = [(weight @ state).squeeze(1) for state in states]
+        return torch.cat(pooled, 1)
 
 
 def load(table: EncoderTable) -> TorchEncoder:
@@ -292,7 +305,8 @@ def _load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _load_model(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
+    """The checkpoint's model on the CPU, in float32 and eval mode. Raises EncoderError."""
     from transformers import AutoModel
     from transformers.utils import logging
 

@@ -345,7 +345,8 @@ def calibrate(given: Array, labels: Labels, weights: Array) -> tuple[float, floa
 def calibrated(head: AdditiveHead | MlpHead, slope: float, offset: float) -> AdditiveHead | MlpHead:
     """The head with calibration folded into its weights, so that its parts still sum to its logit."""
     if isinstance(head, MlpHead):
-        return replace(head, calibration=np.asarray([slope, offset], dtype=np.float32))
+        before, shift = head.calibration.astype(np.float64)
+        return replace(head, calibration=np.asarray([slope * before, slope * shift + offset], dtype=np.float32))
     scaled = {
         name: getattr(head, name) * np.float32(slope)
         for name in ("deep_weight", "wide_weight", "structure_weight", "header_weight")

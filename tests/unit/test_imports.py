@@ -16,7 +16,7 @@ CLI = "spamguard/cli.py"
 COMMANDS = (
     CLI,
     *(f"spamguard/cli_{part}.py" for part in ("base", "cache", "doctor", "heads", "labels")),
-    *(f"spamguard/cli_{part}.py" for part in ("quarantine", "report", "score")),
+    *(f"spamguard/cli_{part}.py" for part in ("quarantine", "report", "score", "tune")),
 )
 
 # Package -> the files (or folders, ending in a slash) that may import it.
@@ -25,7 +25,7 @@ DOORS = {
     "transformers": ("spamguard/encoder.py", "training/"),
     "tokenizers": ("spamguard/encoder.py", "training/"),
     "huggingface_hub": ("spamguard/encoder.py",),
-    "safetensors": ("spamguard/bundle.py",),
+    "safetensors": ("spamguard/bundle.py", "training/checkpoint.py", "training/encoder_folder.py"),
     "aiosmtpd": ("service/smtp.py",),
     "watchdog": ("service/watch.py",),
     "pandas": ("training/",),
@@ -39,7 +39,7 @@ DOORS = {
     "selectolax": ("spamguard/html_text.py",),
     "pydantic": ("spamguard/config.py", "spamguard/config_file.py", "spamguard/bundle.py"),
     "service": ("service/", CLI, "spamguard/cli_doctor.py", "spamguard/cli_quarantine.py"),
-    "training": ("training/", CLI, "spamguard/cli_doctor.py"),
+    "training": ("training/", CLI, "spamguard/cli_doctor.py", "spamguard/cli_tune.py"),
 }
 # Modules that run what they read.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from spamguard import bundle
+from spamguard.alone import alone
 from spamguard.config import Config
 from spamguard.encoder import TorchEncoder
 from spamguard.encoder import load as load_encoder
@@ -34,7 +35,7 @@ from .finetune import Examples, Settings, Tuned, check_depth, finetune, strategy
 from .fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS, calibrate, calibrated, fit, take
 from .lengths import Choice, Lengths, choose
 from .report import Figures, figures
-from .retrain import Progress, alone, labels_of, provenance
+from .retrain import Progress, labels_of, provenance
 from .split import split
 
 Indices = npt.NDArray[np.int64]

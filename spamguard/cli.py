@@ -13,6 +13,7 @@ import click
 
 from . import __version__
 from .cli_base import OneLineErrors, complain, load_config, load_scorer
+from .cli_cache import cache
 from .cli_doctor import doctor
 from .cli_heads import heads
 from .cli_labels import labels
@@ -57,6 +58,7 @@ def main(context: click.Context, file: Path | None) -> None:
 
 main.add_command(doctor)
 main.add_command(heads)
+main.add_command(cache)
 main.add_command(labels)
 main.add_command(quarantine)
 main.add_command(report)
@@ -158,7 +160,8 @@ def retrain(
 
     config = load_config(context).config
     encoder = load_encoder(config.encoder)
-    reading, page = Reading.configured(config, label_column, text_column), None
+    reading = Reading.configured(config, label_column, text_column) if paths else None
+    page = None
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)
         try:

@@ -244,7 +244,7 @@ def _folder_name(value: str) -> str:
 
 
 class LearningTable(Table):
-    """When labels that users gave lead to a new head, and which folders `spamguard retrain` reads as what."""
+    """When labels that users gave lead to a new head, what folders' names say, and what is kept."""
 
     refit: Literal["off", "suggest", "on"] = Field(
         "suggest", description="`suggest`: the log says when it is time; `on`: the daemon runs `spamguard retrain`"

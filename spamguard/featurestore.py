@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ CREATE TABLE IF NOT EXISTS judged (
     about TEXT NOT NULL, content TEXT NOT NULL, version TEXT NOT NULL, deep BLOB NOT NULL, columns BLOB NOT NULL,
     counts BLOB NOT NULL, structure BLOB NOT NULL, UNIQUE (content, version)
 );
+CREATE TABLE IF NOT EXISTS encoded (content TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged_at ON judged (at);
 """
 
@@ -78,6 +80,8 @@ class FeatureStore:
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
                 self._db.executemany("INSERT OR REPLACE INTO row VALUES (?, ?, ?, ?, ?, ?)", values)
+                now = time.time()
+                self._db.executemany("INSERT OR REPLACE INTO encoded VALUES (?, ?)", [(v[0], now) for v in values])
         except sqlite3.Error as error:
             raise FeatureStoreError(f"{self.file}: {error}") from error
 
@@ -88,6 +92,7 @@ class FeatureStore:
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
                 gone = self._db.executemany("DELETE FROM row WHERE content = ?", keys).rowcount
+                self._db.executemany("DELETE FROM encoded WHERE content = ?", keys)
                 gone = max(gone, self._db.executemany("DELETE FROM judged WHERE content = ?", keys).rowcount)
             if gone > 0:  # else pages and journal would keep copies
                 self._db.execute("VACUUM")

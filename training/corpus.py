@@ -52,13 +52,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One labelled message: label (1 is spam), where it lies, the collection it belongs to, its bytes and weight."""
+    """One labelled message: label (1 is spam), where it lies, the collection it belongs to, its bytes and weight.
+
+    `in_maildir` says that it lies where the watcher may have put it.
+    """
 
     label: int
     where: str
     source: str
     read: Callable[[], bytes]
     weight: float = 1.0
+    in_maildir: bool = False
 
 
 def refuse(complaint: str) -> None:
@@ -134,7 +138,7 @@ def tabulate_items(
                 unreadable.append(f"{item.where}: {error.strerror}")
                 continue
             content = content_hash(raw)
-            if item.label == 1 and content in own and content not in settled:
+            if item.in_maildir and item.label == 1 and content in own and content not in settled:
                 ours.add(content)
                 continue
             step[content] = raw
@@ -296,12 +300,14 @@ class _Search:
                 kept = kind is not None or ("S" in flags and "T" not in flags)
                 if kept and entry.is_file(follow_symlinks=False):
                     file = folder / part / entry.name
-                    yield _labelled(kind or Kind.HAM, str(file), source, _Reader(file))
+                    yield _labelled(kind, str(file), source, _Reader(file), in_maildir=True)
 
 
-def _labelled(kind: Kind | None, where: str, source: str, read: Callable[[], bytes]) -> Labelled:
+def _labelled(
+    kind: Kind | None, where: str, source: str, read: Callable[[], bytes], in_maildir: bool = False
+) -> Labelled:
     weight = FOUND[SENT if kind is Kind.SENT else FOLDER]
-    return Labelled(LABELS[kind or Kind.HAM], where, source, read, weight)
+    return Labelled(LABELS[kind or Kind.HAM], where, source, read, weight, in_maildir)
 
 
 def _parts(name: str) -> tuple[str, ...]:

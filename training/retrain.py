@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from spamguard import __version__, bundle, heads_dir
+from spamguard.alone import alone
 from spamguard.config import Config
 from spamguard.encoder import Encoder
-from spamguard.errors import BundleError, BusyError, CorpusError
+from spamguard.errors import BundleError
 from spamguard.featurestore import FeatureStore
 from spamguard.head import AdditiveHead, Features
 from spamguard.labels import FOUND, SENT, USERS, Labels
@@ -102,7 +101,7 @@ def retrain(
     BundleError (cannot be written), LabelsError, FeatureStoreError or ScoringError.
     """
     started = time.perf_counter()
-    with _alone(config.state_dir), Labels(config.labels_file) as labels:
+    with alone(config.state_dir), Labels(config.labels_file) as labels:
         heads_dir.sweep(config.heads_dir)
         with FeatureStore(config.features_dir, encoder.fingerprint) as store:
             encode_waiting(labels, encoder, store)
@@ -192,22 +191,6 @@ def _much_alike(mail: Mail) -> list[str]:
                 f"{np.sqrt(count):.0f} others"
             )
     return found
-
-
-@contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
-    """One retrain at a time, a person's or the daemon's; the lock goes with the process. Raises BusyError."""
-    file = state_dir / "retrain.lock"
-    with ExitStack() as held:
-        try:
-            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = held.enter_context(file.open("ab"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{file}: another retrain is running") from error
-        except OSError as error:
-            raise CorpusError(f"{error.filename or file}: {error.strerror}") from error
-        yield
 
 
 def _told(progress: Progress | None) -> Callable[[int, int], None] | None:

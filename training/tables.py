@@ -58,7 +58,11 @@ def _column(file: Path, names: Sequence[str], wanted: str | None, usual: Sequenc
         if name in plain:
             return plain.index(name)
     option = "--label-column" if usual is LABEL_NAMES else "--text-column"
-    lacking = f"no column {wanted!r}" if wanted else f"no column is named {', '.join(usual)}: say which by {option}"
+    lacking = (
+        f"no column {wanted!r}"
+        if wanted
+        else f"no column is named {', '.join(usual[:4])} or the like: say which by {option}"
+    )
     raise CorpusError(f"{file}: {lacking} (there are: {', '.join(map(repr, names[:20])) or 'none'})")
 
 

@@ -15,7 +15,8 @@ PACKAGES = ("spamguard", "service", "training")
 CLI = "spamguard/cli.py"
 COMMANDS = (
     CLI,
-    *(f"spamguard/cli_{part}.py" for part in ("base", "doctor", "heads", "labels", "quarantine", "report", "score")),
+    *(f"spamguard/cli_{part}.py" for part in ("base", "cache", "doctor", "heads", "labels")),
+    *(f"spamguard/cli_{part}.py" for part in ("quarantine", "report", "score")),
 )
 
 # Package -> the files (or folders, ending in a slash) that may import it.

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from spamguard import headers
 from spamguard.featurestore import FeatureStore, content_hash, remove_everywhere
-from spamguard.labels import FOLDER, USERS, Labels, LabelsError
+from spamguard.labels import FOLDER, SENT, USERS, Labels, LabelsError
 from spamguard.verdict import Label
 from tests.fakes import verdict
 from tests.tiny_corpus import HAM, SPAM, ham, message
@@ -86,6 +86,18 @@ def test_a_retrain_replaces_what_the_last_one_found(labels: Labels) -> None:
     assert kept in labels.rows()
     assert labels.replace_folder({"b": (Label.HAM, "/2"), "c": (Label.HAM, "/4")}) == 1
     assert said(labels)["b"] == ("ham", FOLDER)
+
+
+def test_sent_mail_is_found_like_the_rest_and_weighs_less(labels: Labels) -> None:
+    user = labels.add(HAM[0], Label.HAM, "moved")
+    found = {"a": (Label.HAM, "/1"), "b": (Label.HAM, "/2"), user: (Label.HAM, "/3")}
+    assert labels.replace_folder(found, sent={"b", user}) == 2
+    assert said(labels) == {user: ("ham", "moved"), "a": ("ham", FOLDER), "b": ("ham", SENT)}
+    assert {row.content: row.weight for row in labels.rows()} == {user: 1.0, "a": 1.0, "b": 0.3}
+    assert labels.replace_folder(found, sent={"b", user}) == 0
+    assert labels.replace_folder(found, sent={"a"}) == 2  # moved from one folder to the other
+    assert said(labels) == {user: ("ham", "moved"), "a": ("ham", SENT), "b": ("ham", FOLDER)}
+    assert labels.replace_folder({}) == 2 and said(labels) == {user: ("ham", "moved")}
 
 
 # --- What changed since the last fit --------------------------------------------------------------------------------

@@ -134,3 +134,6 @@ def test_the_word_of_a_user_and_mail_elsewhere_count(tiny: Tiny, tmp_path: Path)
     assert {content for content, label in found.items() if label} == set(map(content_hash, SPAM[6:]))
     assert {content for content, label in found.items() if not label} == set(map(content_hash, HAM))
     assert complaints[0].startswith("5 messages in Junk left out")
+    # A folder of that name outside of any Maildir was made by hand.
+    found, complaints = table(tiny, config, tiny.corpus, set())
+    assert sum(found.values()) == len(SPAM) and complaints == []

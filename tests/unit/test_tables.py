@@ -126,7 +126,7 @@ def test_beside_mail_another_table_is_a_complaint(tmp_path: Path) -> None:
     file = written(tmp_path, "name,price\nx,3\n", "prices.csv")
     written(tmp_path, "label,text\nham,a\n", "mail.csv")
     rows, heard = read(tmp_path)
-    assert rows == [(0, "a")] and len(heard) == 1 and heard[0].startswith(f"{file}: no column is named label")
+    assert rows == [(0, "a")] and len(heard) == 1 and heard[0].startswith(f"{file}: no column is named label,")
 
 
 @given(texts=st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")), min_size=1))

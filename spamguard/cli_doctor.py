@@ -220,10 +220,10 @@ def quarantine(scene: Scene) -> Iterator[Check]:
     from service.quarantine import Quarantine
 
     folder = scene.config.quarantine_path
-    if not folder.is_dir():
+    if not folder.exists():
         return
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        fault = f"{folder} cannot be read and written by user id {os.geteuid()}"
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        fault = f"{folder} is no folder that user id {os.geteuid()} can read and write"
         yield Check("quarantine", "fail", fault, "give it to the user of the daemon")
         return
     held = sum(1 for _ in Quarantine(folder).held())
@@ -249,12 +249,15 @@ CHECKS: tuple[Callable[[Scene], Iterator[Check]], ...] = (
 
 
 def examine(scene: Scene) -> Iterator[Check]:
-    """All checks, in order. What a check raises is its answer."""
+    """All checks, in order. What a check raises is its answer, and is not said again of those that need the same."""
+    said = set()
     for check in CHECKS:
         try:
             yield from check(scene)
         except (SpamguardError, OSError) as error:
-            yield Check(check.__name__.replace("_", " "), "fail", str(error))
+            if str(error) not in said:
+                said.add(str(error))
+                yield Check(check.__name__.replace("_", " "), "fail", str(error))
 
 
 @click.command()

@@ -35,7 +35,7 @@ LEAST, MOST = 100, 1000
 RARE, MUCH = 0.001, 1.5
 LEAST_OVERRULED = 5
 # So much new mail, at the lower end of its interval, is a reason (docs/lab-notes.md).
-NEW = 0.15
+NEW = 0.1
 _FOLDS, _PENALTY, _BY_CHANCE = 5, 1000.0, 0.05
 _NO_WORDS = b"/"
 

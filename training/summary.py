@@ -48,7 +48,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The head in service until now, and its probabilities (n,) of the same messages; NaN where it had learnt one."""
+    """The head in service until now, and its probabilities (n,) of the same mail; NaN where it had learnt from it."""
 
     head: str
     probabilities: Probabilities

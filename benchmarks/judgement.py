@@ -77,9 +77,9 @@ class Run:
                 self.notes.append(f"{name} is left out: {error}")
         if self.slow:
             self.notes.append(f"{'; '.join(self.slow)}: on {', '.join(SLOW_ON)} alone, for the time that they take")
-        columns = self.reader.encoder.vocab_size
-        self.general, self.personal = ours.General(columns), ours.Personal(columns)
-        self.parts = ours.parts(columns)
+        passages = ours.Passages(self.reader.encoder)
+        self.general, self.personal = ours.General(passages), ours.Personal(passages)
+        self.parts = ours.parts(passages)
         self.results: dict[str, Any] = {}
 
     def tell(self, what: str) -> None:

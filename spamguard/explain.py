@@ -93,7 +93,7 @@ def phrases(scorer: Scorer, item: Prepared, verdict: Verdict) -> list[Phrase]:
     without = np.sum(list(scorer.bundle.head.parts(stack(rows)).values()), axis=0)
     if not np.isfinite(without).all():
         raise ScoringError(f"head {scorer.head_id} gave a number that is not finite")
-    whole = sum(verdict.parts.values())
+    whole = sum(share for part, share in verdict.parts.items() if part != "passage")
     found = [
         Phrase(" ".join(item.text[slice(*spans[0])].split()), len(spans), whole - float(logit))
         for spans, logit in zip(groups, without, strict=True)

@@ -16,10 +16,11 @@ from .config import Config, HeadTable
 from .encoder import CHARACTERS_A_TOKEN, Encoder, FloatArray, TokenIds
 from .encoder import load as load_encoder
 from .errors import BundleError, OutdatedHeadError, ScoringError
-from .head import AdditiveHead, Features, Row, probability, stack
+from .head import AdditiveHead, Features, Head, Row, probability, stack
 from .header_words import column, columns, header_words
 from .headers import content_hash, strip
 from .message import is_gtube, parse
+from .passages import MARGIN, PASSAGE, most_telling, quote, rest_of
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, Counts, count
 
@@ -34,11 +35,16 @@ GTUBE_LOGIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is needed of a message but the encoder's output: small, as many of them wait while others are judged."""
+    """What is needed of a message but the encoder's output: small, as many of them wait while others are judged.
+
+    Of `text` the words are counted; `rest` is what comes behind it, and `all_ids` are the tokens of both.
+    """
 
     text: str
+    rest: str
     gtube: bool
     token_ids: TokenIds
+    all_ids: TokenIds
     header_words: tuple[str, ...]
     structure: FloatArray
     tokens: int
@@ -84,20 +90,35 @@ class Scorer:
         logits = np.sum(list(parts.values()), axis=0)
         if not np.isfinite(logits).all():
             raise ScoringError(f"head {self.head_id} gave a number that is not finite")
-        verdicts = [
-            self._verdict(item, seen, i, {name: float(share[i]) for name, share in parts.items()}, float(p), explain)
-            for i, (item, p) in enumerate(zip(batch, probability(logits), strict=True))
-        ]
+        hidden = look_again(self.encoder, self.bundle.head, self.cutoffs, batch, seen, logits)
+        verdicts = []
+        for i, (item, p) in enumerate(zip(batch, probability(logits), strict=True)):
+            shares = {name: float(share[i]) for name, share in parts.items()}
+            verdicts.append(self._verdict(item, seen, i, shares, float(p), explain, hidden.get(i)))
         spent = (time.perf_counter() - started) * 1000 / len(batch)
         return [replace(verdict, milliseconds=spent) for verdict in verdicts]
 
     def _verdict(
-        self, item: Prepared, seen: Features, i: int, parts: dict[str, float], p: float, explain: bool
+        self,
+        item: Prepared,
+        seen: Features,
+        i: int,
+        parts: dict[str, float],
+        p: float,
+        explain: bool,
+        hidden: int | None,
     ) -> Verdict:
+        """`hidden`: where a passage begins that alone is not ham, of a message that is."""
         reasons: tuple[Reason, ...] = ()
         if item.gtube:
             p, parts = 1.0, {"rule": GTUBE_LOGIT}
             reasons = (Reason("rule", "the GTUBE test string", GTUBE_LOGIT),)
+        elif hidden is not None:
+            p, lifted = self.cutoffs.unsure, logit_of(self.cutoffs.unsure) - sum(parts.values())
+            parts["passage"] = lifted
+            words = quote(self.encoder, item.text, item.rest, hidden)
+            found = Reason("passage", f'a passage that alone would not be ham: "{words}"', lifted)
+            reasons = (found, *self._reasons(item, seen, i, parts))[:REASONS]
         label = self.cutoffs.label(p)
         if not reasons and (explain or label is not Label.HAM):
             reasons = self._reasons(item, seen, i, parts)
@@ -176,12 +197,14 @@ def prepare(encoder: Encoder, raw: bytes) -> Prepared:
     Our headers, and forged ones, are not looked at: what is learnt must not depend on whether we were here before.
     """
     message = parse(strip(raw))
-    text = message.text[: WIDE_TOKENS * CHARACTERS_A_TOKEN]
-    token_ids = encoder.tokenize([text], WIDE_TOKENS)[0]
+    text, rest = message.text[: WIDE_TOKENS * CHARACTERS_A_TOKEN], rest_of(message.text)
+    first = encoder.tokenize([text], len(text))[0]
+    all_ids = np.concatenate([first, encoder.tokenize([rest], len(rest))[0]]) if rest else first
+    token_ids = first[:WIDE_TOKENS]
     tokens = min(len(token_ids) + 2, encoder.max_tokens)
     words = tuple(header_words(message.headers))
-    structure = features.structure(message)
-    return Prepared(text, is_gtube(message), token_ids, words, structure, tokens, content_hash(raw))
+    structure, content = features.structure(message), content_hash(raw)
+    return Prepared(text, rest, is_gtube(message), token_ids, all_ids, words, structure, tokens, content)
 
 
 def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
@@ -189,3 +212,38 @@ def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
     deep = encoder.encode([item.token_ids for item in batch])
     wide = [count(item.token_ids, columns(item.header_words), encoder.vocab_size) for item in batch]
     return stack([Row(*seen) for seen in zip(deep, wide, [item.structure for item in batch], strict=True)])
+
+
+def look_again(
+    encoder: Encoder, head: Head, cutoffs: Cutoffs, batch: Sequence[Prepared], seen: Features, logits: FloatArray
+) -> dict[int, int]:
+    """Of the ham in the batch what holds a passage that alone would not be ham: index -> token where it begins.
+
+    Looked through is what is longer than the encoder's window; structure and headers count as they are. Raises
+    ScoringError.
+    """
+    if not isinstance(head, AdditiveHead) or cutoffs.label(cutoffs.unsure) is not Label.UNSURE:
+        return {}
+    cut = logit_of(cutoffs.unsure)
+    parts = head.parts(seen)
+    suspects: list[tuple[int, int]] = []
+    rows: list[Row] = []
+    for i in np.flatnonzero(logits < cut).tolist():
+        tokens = batch[i].all_ids
+        if len(tokens) + 2 <= encoder.max_tokens or batch[i].gtube:
+            continue
+        start, words, share = most_telling(head, tokens)
+        if logits[i] - parts["deep"][i] - parts["wide"][i] + share >= cut - MARGIN:
+            suspects.append((i, start))
+            rows.append(Row(seen.deep[i], words, seen.structure[i]))
+    if not suspects:
+        return {}
+    read = encoder.encode([batch[i].all_ids[start : start + PASSAGE] for i, start in suspects])
+    alone = head.parts(replace(stack(rows), deep=read))
+    headers = parts.get("headers", np.zeros(len(batch), np.float32))
+    again = alone["bias"] + alone["deep"] + alone["wide"] + alone["structure"]
+    return {i: start for (i, start), logit in zip(suspects, again, strict=True) if logit + headers[i] >= cut}
+
+
+def logit_of(probability: float) -> float:
+    return float(np.log(probability) - np.log1p(-probability))

@@ -37,8 +37,8 @@ class Cutoffs:
 class Reason:
     """One thing that pushed the score.
 
-    `part` is the part of the head it belongs to (`deep`, `wide`, `structure`, `headers`, or `rule`), `what` says it
-    in words, `logit` is its exact share of the logit: above zero towards spam, below zero towards ham.
+    `part` is the part of the head it belongs to (`deep`, `wide`, `structure`, `headers`), or `passage` or `rule`;
+    `what` says it in words, `logit` is its exact share of the logit: above zero towards spam, below zero towards ham.
     """
 
     part: str

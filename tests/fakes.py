@@ -34,7 +34,7 @@ class FakePrepared:
     tokens: int
     head: str
     probability: float
-    content: str
+    content: str = ""
 
 
 @dataclass

@@ -20,9 +20,12 @@ from benchmarks.spamassassin import Bayes, SpamAssassin
 from spamguard.head import Features
 from spamguard.message import parse
 from spamguard.wide import Counts
+from tests.paper_bundle import PaperEncoder
 from tests.tiny_corpus import HAM, SPAM, message
 
 COLUMNS = 64
+# Nothing here is longer than its window, so that it is never asked.
+PASSAGES = ours.Passages(PaperEncoder(vocab_size=COLUMNS, max_tokens=10_000))
 
 
 def mail_of(raw: Sequence[bytes], labels: Sequence[int], vectorizer: CountVectorizer, corpus: str = "own") -> Mail:
@@ -59,8 +62,8 @@ TRAIN, TEST = ALL.take(MIXED[:28]), ALL.take(MIXED[28:])
 
 LEARNERS: dict[str, Callable[[], peers.Learner]] = {
     **peers.FAST,
-    "general": lambda: ours.General(COLUMNS),
-    "personal": lambda: ours.Personal(COLUMNS),
+    "general": lambda: ours.General(PASSAGES),
+    "personal": lambda: ours.Personal(PASSAGES),
 }
 
 
@@ -245,7 +248,7 @@ def test_under_attack_counts_what_becomes_ham_and_unsure(monkeypatch: pytest.Mon
 def results() -> dict[str, object]:
     said = {}
     for name in ("spamguard, from nothing", "naive Bayes, multinomial"):
-        learner = ours.Personal(COLUMNS) if name.startswith("spamguard") else peers.NaiveBayes()
+        learner = ours.Personal(PASSAGES) if name.startswith("spamguard") else peers.NaiveBayes()
         said[name] = contest.Said.of(learner.learn(TRAIN), ALL, True)
     target = contest.Target("all of it", np.arange(40), "28 messages", said)
     found = contest.figures(target, ALL, ["spamguard, from nothing"], ["naive Bayes, multinomial"])
@@ -346,7 +349,7 @@ def test_learning_curves_start_from_nothing_and_from_others(monkeypatch: pytest.
     split = splits.Split("few labels", rows[:60], {"own": rows[60:90]}, rows[90:])
     monkeypatch.setattr(contest, "few_labels", lambda table, target: split)
     monkeypatch.setattr(contest, "LABELS", (10, 20))
-    learners = [ours.Personal(COLUMNS), peers.NaiveBayes(), peers.tfidf()]
+    learners = [ours.Personal(PASSAGES), peers.NaiveBayes(), peers.tfidf()]
     found = contest.learning_curves(mail, "own", learners, (peers.tfidf().name,), 2, lambda what: None)
     assert {who: sorted(curve) for who, curve in found["curves"].items()} == {
         "spamguard (reads headers), from nothing": ["10", "20"],
@@ -366,7 +369,7 @@ def test_learning_curves_start_from_nothing_and_from_others(monkeypatch: pytest.
 
 def test_the_stream_is_judged_with_labels_at_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "in_time", lambda mail: (np.arange(len(mail)), 3))
-    learners = [("spamguard", ours.Personal(COLUMNS)), ("naive Bayes", peers.NaiveBayes())]
+    learners = [("spamguard", ours.Personal(PASSAGES)), ("naive Bayes", peers.NaiveBayes())]
     found = stream.held(LONG, learners, lambda what: None)
     assert found["messages"] == 300 and found["without a time"] == 3
     assert list(found["feedback"]) == ["at once", "100 messages later"]

@@ -31,8 +31,7 @@ from tests.fakes import GREETING, HANG, FakeNextHop
 from tests.maildirs import Box
 from tests.servers import ROOT, free_ports, private_folder
 from tests.tiny_corpus import HAM, SPAM
-from tests.unit.conftest import Tiny
-from tests.unit.test_cli import snapshot
+from tests.unit.conftest import Tiny, snapshot
 from training import drift as drifting
 from training.drift import Finding
 

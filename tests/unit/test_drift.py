@@ -23,7 +23,7 @@ from spamguard.recent import Judged, Recent
 from spamguard.verdict import Cutoffs, Label
 from spamguard.wide import Counts
 from tests.unit.conftest import Tiny
-from training.drift import LEAST, Finding, drift, overruled, unlike, unsure
+from training.drift import LEAST, RARE, Finding, drift, overruled, unlike, unsure
 
 VOCABULARY, DIM = 1000, 20
 NOW = time.time()
@@ -123,6 +123,11 @@ def test_more_unsure_mail_than_at_the_fit(tiny: Tiny, between: int, spam: int, d
     """2 % of ham and 8 % of spam were unsure; the same count may be much among ham and little among spam."""
     found = unsure(shares(1000, between, spam), a_bundle(tiny))
     assert found.due is due and f"{between} of 1000 messages" in found.says
+
+
+def test_hardly_more_is_no_reason_however_much_mail_shows_it(tiny: Tiny) -> None:
+    found = unsure(shares(20_000, 800), a_bundle(tiny))
+    assert found.figures["p_value"] < RARE and found.due is False
 
 
 def test_the_borders_are_those_of_the_cutoffs(tiny: Tiny) -> None:
@@ -307,7 +312,8 @@ def test_labels_given_after_the_fit_are_none_of_it(kept: Store) -> None:
     kept.came(300, 0)
     with Labels(kept.config.labels_file) as labels, Recent(kept.config.features_dir, kept.fingerprint) as recent:
         (one, *_) = recent.since(1)
-        labels._db.execute("INSERT INTO label VALUES (?, 'spam', 'moved', '', ?, 9999)", (one.content, NOW + 60))
+        later = time.time() + 3600
+        labels._db.execute("INSERT INTO label VALUES (?, 'spam', 'moved', '', ?, 9999)", (one.content, later))
     with FeatureStore(kept.config.features_dir, kept.fingerprint) as store:
         store.put([(one.content, one.row)])
     found = kept.look()

@@ -140,7 +140,7 @@ def test_what_is_encoded_is_bounded(scorer: Scorer) -> None:
 
 def test_what_waits_for_the_encoder_is_small(scorer: Scorer) -> None:
     item = scorer.prepare(message("", "see you at noon, my dear " * 100_000))
-    assert len(pickle.dumps(item)) < 20_000, "it keeps the message"
+    assert len(pickle.dumps(item)) < 200_000, "it keeps the message"
 
 
 # --- Reasons --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ DOORS = {
     "pandas": ("training/",),
     "sklearn": ("training/",),
     "scipy": ("training/",),
-    "matplotlib": ("training/pictures.py",),
+    "matplotlib": ("training/pictures.py", "training/lengths.py"),
     "jinja2": ("training/page.py",),
     "click": COMMANDS,
     "structlog": ("service/",),

@@ -54,7 +54,7 @@ class OurJudge:
         self.unsure, self.spam = float(log_odds(cutoffs.unsure)), float(log_odds(cutoffs.spam))
 
     def score(self, mail: Mail) -> Array:
-        """As the daemon judges: what holds a passage that alone would not be ham is unsure."""
+        """As the daemon judges: what holds a passage that alone is most likely spam is unsure."""
         said = logits(self.head, mail.features)
         vocabulary, window = self._passages.encoder.vocab_size, self._passages.max_tokens
         lengths = np.asarray([row.text(vocabulary).counts.sum() for row in mail.features.wide])

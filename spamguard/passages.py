@@ -2,7 +2,7 @@
 
 The windows of encoder and words see the beginning of a text, and what is written there can outvote the rest ("good
 word attack", Lowd & Meek 2005). So each passage of a long ham is weighed by its words, and the worst one, if it is
-suspicious, is read by the encoder alone. The message is unsure if that passage by itself would not be ham.
+suspicious, is read by the encoder alone. The message is unsure if that passage by itself is most likely spam.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .wide import WIDE_TOKENS, Counts, count
 
 # Tokens of a passage, and from one to the next. A short spam so lies within one for the most part.
 PASSAGE, STEP = 128, 64
-# How far below the cut-off the words alone may leave a passage that is read nevertheless. At 0.5 one long ham in
-# twenty is read again; each step more costs more time than it finds (docs/lab-notes.md).
-MARGIN = 0.5
+# A passage is read alone if its words leave the logit above the first, and makes the message unsure if that is then
+# above the second (p = 0.73): one long ham in twenty is read again, one in a hundred lost (docs/lab-notes.md).
+SUSPICIOUS, TELLING = -0.5, 1.0
 # Of a longer text the beginning and the end are looked through.
 _HALF = 24_576  # characters
 

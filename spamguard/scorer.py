@@ -20,7 +20,7 @@ from .head import AdditiveHead, Features, Head, Row, probability, stack
 from .header_words import column, columns, header_words
 from .headers import content_hash, strip
 from .message import is_gtube, parse
-from .passages import MARGIN, PASSAGE, most_telling, quote, rest_of
+from .passages import PASSAGE, SUSPICIOUS, TELLING, most_telling, quote, rest_of
 from .verdict import Cutoffs, Label, Reason, Verdict
 from .wide import WIDE_TOKENS, Counts, count
 
@@ -108,7 +108,7 @@ class Scorer:
         explain: bool,
         hidden: int | None,
     ) -> Verdict:
-        """`hidden`: where a passage begins that alone is not ham, of a message that is."""
+        """`hidden`: where a passage begins that alone is most likely spam, of a message that is ham."""
         reasons: tuple[Reason, ...] = ()
         if item.gtube:
             p, parts = 1.0, {"rule": GTUBE_LOGIT}
@@ -117,7 +117,7 @@ class Scorer:
             p, lifted = self.cutoffs.unsure, logit_of(self.cutoffs.unsure) - sum(parts.values())
             parts["passage"] = lifted
             words = quote(self.encoder, item.text, item.rest, hidden)
-            found = Reason("passage", f'a passage that alone would not be ham: "{words}"', lifted)
+            found = Reason("passage", f'a passage that alone is most likely spam: "{words}"', lifted)
             reasons = (found, *self._reasons(item, seen, i, parts))[:REASONS]
         label = self.cutoffs.label(p)
         if not reasons and (explain or label is not Label.HAM):
@@ -217,7 +217,7 @@ def look(encoder: Encoder, batch: Sequence[Prepared]) -> Features:
 def look_again(
     encoder: Encoder, head: Head, cutoffs: Cutoffs, batch: Sequence[Prepared], seen: Features, logits: FloatArray
 ) -> dict[int, int]:
-    """Of the ham in the batch what holds a passage that alone would not be ham: index -> token where it begins.
+    """Of the ham in the batch what holds a passage that alone is most likely spam: index -> token where it begins.
 
     Looked through is what is longer than the encoder's window; structure and headers count as they are. Raises
     ScoringError.
@@ -233,7 +233,7 @@ def look_again(
         if len(tokens) + 2 <= encoder.max_tokens or batch[i].gtube:
             continue
         start, words, share = most_telling(head, tokens)
-        if logits[i] - parts["deep"][i] - parts["wide"][i] + share >= cut - MARGIN:
+        if logits[i] - parts["deep"][i] - parts["wide"][i] + share >= SUSPICIOUS:
             suspects.append((i, start))
             rows.append(Row(seen.deep[i], words, seen.structure[i]))
     if not suspects:
@@ -242,7 +242,7 @@ def look_again(
     alone = head.parts(replace(stack(rows), deep=read))
     headers = parts.get("headers", np.zeros(len(batch), np.float32))
     again = alone["bias"] + alone["deep"] + alone["wide"] + alone["structure"]
-    return {i: start for (i, start), logit in zip(suspects, again, strict=True) if logit + headers[i] >= cut}
+    return {i: start for (i, start), logit in zip(suspects, again, strict=True) if logit + headers[i] >= TELLING}
 
 
 def logit_of(probability: float) -> float:

@@ -143,10 +143,16 @@ def rollback(context: click.Context) -> None:
 )
 @click.pass_context
 def prune(context: click.Context, keep: int) -> None:
-    """Remove old heads. The one in service, the one before it, and candidates of the last seven days always stay."""
+    """Remove old heads with their reports.
+
+    The one in service, the one before it, and candidates of the last seven days always stay.
+    """
+    from . import reports
     from .heads_dir import prune as remove
 
-    gone = remove(as_owner(load_config(context).config).heads_dir, keep)
+    config = as_owner(load_config(context).config)
+    gone = remove(config.heads_dir, keep)
+    reports.remove(config.reports_dir, gone)
     for name in gone:
         click.echo(f"{name} removed")
     click.echo(f"{len(gone)} removed")

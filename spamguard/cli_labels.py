@@ -98,8 +98,10 @@ def forget(context: click.Context, ids: tuple[str, ...]) -> None:
     """Take labels back: the label, what the encoder made of the message, and the message if it still waits.
 
     ID is as in the list, eight digits or more. The next retrain unlearns it: the new head is the one that never saw
-    the message. But a message that still lies in a folder that `retrain PATH` reads is found there again.
+    the message. But a message that still lies in a folder that `retrain PATH` reads is found there again. Reports
+    that list it are removed; heads that had learnt it stay until they are pruned.
     """
+    from . import reports
     from .featurestore import remove_everywhere
     from .labels import Labels
 
@@ -108,6 +110,7 @@ def forget(context: click.Context, ids: tuple[str, ...]) -> None:
         contents = [kept.find(one) for one in ids]
         kept.forget(contents)
     remove_everywhere(config.features_dir, contents)
+    reports.forget(config.reports_dir, contents)
     for content in contents:
         click.echo(f"{content[:ID_DIGITS]} forgotten; the next retrain unlearns it")
 

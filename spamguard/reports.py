@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from .errors import ReportError
@@ -20,3 +22,25 @@ def find(folder: Path, head: str = "") -> Path:
     if head and len(ids) > 1:
         raise ReportError(f"{folder}: {head} may be any of {', '.join(ids)}")
     return max(pages, key=lambda page: (page.stat().st_mtime_ns, page))
+
+
+def forget(folder: Path, contents: Collection[str]) -> int:
+    """Remove each page that lists one of these messages, named by content hash; how many. Raises ReportError."""
+    gone = [
+        figures.parent
+        for figures in sorted(folder.glob(f"*/{FIGURES}"))
+        if any(content in figures.read_text(encoding="utf-8", errors="replace") for content in contents)
+    ]
+    remove(folder, [page.name for page in gone])
+    return len(gone)
+
+
+def remove(folder: Path, heads: Collection[str]) -> None:
+    """Remove the pages of these heads. Raises ReportError."""
+    for head in heads:
+        try:
+            shutil.rmtree(folder / head)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ReportError(f"{error.filename or folder / head}: {error.strerror}") from error

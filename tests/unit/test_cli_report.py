@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spamguard.cli import main
-from spamguard.reports import FIGURES, PAGE
+from spamguard.headers import content_hash
+from spamguard.reports import FIGURES, PAGE, forget, remove
 from tests.report_runs import made
 from training.page import write
 
@@ -67,3 +68,32 @@ def test_before_the_first_retrain_there_is_none(tmp_path: Path) -> None:
 def test_a_page_that_was_written_is_found(tmp_path: Path) -> None:
     page = write(made(20), tmp_path / "reports" / "0123", private=False)
     assert run(tmp_path).stdout == f"{page}\n" and (page.parent / FIGURES).exists()
+
+
+def test_what_is_forgotten_is_in_no_page(reports: Path) -> None:
+    content = "ab" * 32
+    (reports / "bbbb33333333" / FIGURES).write_text(f'{{"mistakes": [{{"content": "{content}"}}]}}')
+    (reports / "aaaa11111111" / FIGURES).write_text('{"mistakes": [{"content": "cd"}]}')
+    assert forget(reports, [content]) == 1
+    assert sorted(page.parent.name for page in reports.glob(f"*/{PAGE}")) == ["aaaa11111111", "aaaa22222222"]
+    assert forget(reports / "none", [content]) == 0
+
+
+def test_the_pages_of_pruned_heads_go(reports: Path) -> None:
+    remove(reports, ["bbbb33333333", "dddd"])
+    assert sorted(page.parent.name for page in reports.glob(f"*/{PAGE}")) == ["aaaa11111111", "aaaa22222222"]
+
+
+def test_labels_forget_removes_the_page_that_lists_the_message(reports: Path, tmp_path: Path) -> None:
+    raw = b"Subject: pills\n\nviagra\n"
+    (tmp_path / "mail").write_bytes(raw)
+    run(tmp_path)  # writes the configuration
+    config = str(tmp_path / "config.toml")
+    assert (
+        CliRunner().invoke(main, ["--config", config, "labels", "add", str(tmp_path / "mail"), "--spam"]).exit_code
+        == 0
+    )
+    content = content_hash(raw)
+    (reports / "bbbb33333333" / FIGURES).write_text(f'{{"mistakes": [{{"content": "{content}"}}]}}')
+    done = CliRunner().invoke(main, ["--config", config, "labels", "forget", content[:12]])
+    assert done.exit_code == 0 and not (reports / "bbbb33333333").exists() and (reports / "aaaa11111111").exists()

@@ -95,5 +95,5 @@ def test_labels_forget_removes_the_page_that_lists_the_message(reports: Path, tm
     )
     content = content_hash(raw)
     (reports / "bbbb33333333" / FIGURES).write_text(f'{{"mistakes": [{{"content": "{content}"}}]}}')
-    done = CliRunner().invoke(main, ["--config", config, "labels", "forget", content[:12]])
+    done = CliRunner().invoke(main, [*labels, "forget", content[:12]])
     assert done.exit_code == 0 and not (reports / "bbbb33333333").exists() and (reports / "aaaa11111111").exists()

@@ -88,11 +88,8 @@ def test_labels_forget_removes_the_page_that_lists_the_message(reports: Path, tm
     raw = b"Subject: pills\n\nviagra\n"
     (tmp_path / "mail").write_bytes(raw)
     run(tmp_path)  # writes the configuration
-    config = str(tmp_path / "config.toml")
-    assert (
-        CliRunner().invoke(main, ["--config", config, "labels", "add", str(tmp_path / "mail"), "--spam"]).exit_code
-        == 0
-    )
+    labels = ["--config", str(tmp_path / "config.toml"), "labels"]
+    assert CliRunner().invoke(main, [*labels, "add", str(tmp_path / "mail"), "--spam"]).exit_code == 0
     content = content_hash(raw)
     (reports / "bbbb33333333" / FIGURES).write_text(f'{{"mistakes": [{{"content": "{content}"}}]}}')
     done = CliRunner().invoke(main, [*labels, "forget", content[:12]])

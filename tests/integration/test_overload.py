@@ -191,7 +191,9 @@ def test_row_31_no_file_descriptor_left(tmp_path, daemon_process):
     assert watch.cpu_seconds() - used < 0.5
     new = process.log[lines:]
     assert 1 <= len(new) <= 6, new
-    assert all("out of system resource" in line["text"] for line in new)
+    # asyncio's line now and again, and that of each task that wants a file, once.
+    said = [line.get("text") or line["cause"] for line in new]
+    assert all("out of system resource" in text or "open" in text for text in said), new
     for line in (b"MAIL FROM:<a@b>", b"RCPT TO:<a@b>", b"DATA"):
         assert first.ask(line)[:3] in (b"250", b"354")
     assert first.ask(MAIL + b".").startswith(b"451 4.3.0"), "it cannot be written, so it stays with the sender"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .cli_base import OneLineErrors, complain, load_config, load_scorer
+from .cli_base import OneLineErrors, complain, learning_config, load_config, load_scorer
 from .cli_cache import cache
 from .cli_doctor import doctor
 from .cli_heads import heads
@@ -174,7 +174,7 @@ def retrain(
 
     from .encoder import load as load_encoder
 
-    config = load_config(context).config
+    config = learning_config(context)
     encoder = load_encoder(config.encoder)
     reading = Reading.configured(config, label_column, text_column) if paths else None
     if how != "head":

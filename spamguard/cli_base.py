@@ -90,3 +90,26 @@ def as_owner(config: Config) -> Config:
         if not os.access(folder, os.X_OK):
             raise ConfigError(f"state_dir: {folder} can be entered by its service only, see docs/quarantine.md")
     return config
+
+
+def learning_config(context: click.Context) -> Config:
+    """The configuration, for who reads mail as root: what he leaves in the state folder goes to the folder's owner.
+
+    He may read Maildirs that the owner may not, and the daemon must be able to go on with what was learnt.
+    """
+    config = load_config(context).config
+    context.call_on_close(lambda: _give_to_owner(config))
+    return config
+
+
+def _give_to_owner(config: Config) -> None:
+    folder = config.state_dir
+    if os.geteuid() != 0 or not folder.is_dir() or (owner := folder.stat()).st_uid == 0:
+        return
+    kept = [config.heads_dir, config.features_dir, config.reports_dir, folder / "tuning", folder / "encoders"]
+    below = (path for top in kept for path in (top, *top.rglob("*")) if path.exists() or path.is_symlink())
+    for path in (*folder.glob("*.sqlite3*"), *folder.glob("*.lock"), *below):
+        about = path.lstat()
+        # Not what the owner may have linked here to have it given to him.
+        if about.st_uid == 0 and (about.st_nlink == 1 or path.is_dir()):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

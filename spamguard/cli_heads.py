@@ -77,7 +77,13 @@ def show(context: click.Context, head: str, as_json: bool) -> None:
 @heads.command()
 @click.argument("one", metavar="A")
 @click.argument("other", metavar="B")
-@click.option("--days", default=14.0, show_default=True, help="How far to look back.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=14.0,
+    show_default=True,
+    help="How far to look back.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
 @click.pass_context
 def diff(context: click.Context, one: str, other: str, days: float, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_base import ERROR, complain, load_config
+from .cli_base import ERROR, complain, learning_config
 
 if TYPE_CHECKING:
     from .labels import Given
@@ -46,7 +46,7 @@ def list_(context: click.Context, spam: bool, ham: bool, source: str | None, as_
     from .verdict import Label
 
     only = None if spam == ham else Label.SPAM if spam else Label.HAM
-    with Labels(load_config(context).config.labels_file) as kept:
+    with Labels(learning_config(context).labels_file) as kept:
         rows = kept.rows(only, source)
     for row in rows:
         click.echo(json.dumps(_as_json(row)) if as_json else _as_line(row))
@@ -70,7 +70,7 @@ def add(context: click.Context, files: tuple[Path, ...], spam: bool, ham: bool) 
 
     if spam == ham:
         raise click.UsageError("say either --spam or --ham")
-    config = load_config(context).config
+    config = learning_config(context)
     label, most = Label.SPAM if spam else Label.HAM, config.limits.message_bytes
     failed = False
     with Labels(config.labels_file) as kept:
@@ -105,12 +105,13 @@ def forget(context: click.Context, ids: tuple[str, ...]) -> None:
     from .featurestore import remove_everywhere
     from .labels import Labels
 
-    config = load_config(context).config
+    config = learning_config(context)
     with Labels(config.labels_file) as kept:
         contents = [kept.find(one) for one in ids]
+        # The label last: where something fails, all can be asked for once more.
+        reports.forget(config.reports_dir, contents)
+        remove_everywhere(config.features_dir, contents)
         kept.forget(contents)
-    remove_everywhere(config.features_dir, contents)
-    reports.forget(config.reports_dir, contents)
     for content in contents:
         click.echo(f"{content[:ID_DIGITS]} forgotten; the next retrain unlearns it")
 

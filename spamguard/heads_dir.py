@@ -176,10 +176,18 @@ def before(heads_dir: Path) -> str:
     A rollback is no step forward: another one goes back further. Raises BundleError if nothing is known of before.
     """
     now = serving(heads_dir)
-    steps = [e.previous for e in history(heads_dir) if e.id == now and e.why in ("retrain", "promote")]
-    if not steps:
+    # Each step forward lays the head before it on a pile; a rollback takes one off.
+    pile: list[str] = []
+    for event in history(heads_dir):
+        if event.why in ("retrain", "promote"):
+            pile.append(event.previous)
+        elif event.why == "rollback" and pile:
+            pile.pop()
+    while pile and pile[-1] == now:
+        pile.pop()
+    if not pile:
         raise BundleError(f"{heads_dir}: nothing is known of a head before {now}; see `spamguard heads list`")
-    return steps[-1]
+    return pile[-1]
 
 
 def prune(heads_dir: Path, keep: int) -> list[str]:

@@ -26,11 +26,14 @@ def find(folder: Path, head: str = "") -> Path:
 
 def forget(folder: Path, contents: Collection[str]) -> int:
     """Remove each page that lists one of these messages, named by content hash; how many. Raises ReportError."""
-    gone = [
-        figures.parent
-        for figures in sorted(folder.glob(f"*/{FIGURES}"))
-        if any(content in figures.read_text(encoding="utf-8", errors="replace") for content in contents)
-    ]
+    gone = []
+    for figures in sorted(folder.glob(f"*/{FIGURES}")):
+        try:
+            shown = figures.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ReportError(f"{figures}: {error.strerror}") from error
+        if any(content in shown for content in contents):
+            gone.append(figures.parent)
     remove(folder, [page.name for page in gone])
     return len(gone)
 

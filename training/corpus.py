@@ -142,7 +142,7 @@ def tabulate_items(
                 ours.add(content)
                 continue
             step[content] = raw
-            rows.append((content, item.label, _text(item.source), _text(item.where), item.weight, arrival(raw)))
+            rows.append((content, item.label, text(item.source), text(item.where), item.weight, arrival(raw)))
         encode(list(step), step.get, encoder, store)
         if progress:
             progress(min(start + MESSAGES_A_STEP, len(items)), len(items))
@@ -196,7 +196,7 @@ def _seconds(date: bytes) -> float:
         return math.nan
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """Names of files need not be UTF-8, and pandas with pyarrow takes no other text."""
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -236,7 +236,7 @@ class _Search:
             yield from self._folder(path, kind, path.absolute().parent.name)
         else:
             for entry in there:
-                if entry.is_file() or entry.is_dir(follow_symlinks=False):
+                if _leads_to_file(entry) or entry.is_dir(follow_symlinks=False):
                     yield from self.path(path / entry.name)
 
     def _kind(self, name: str) -> Kind | None:
@@ -315,8 +315,23 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(name[1:].split(".")) if name.startswith(".") else (name,)
 
 
+def _leads_to_dir(entry: os.DirEntry[str]) -> bool:
+    """Also by a link; not by one that leads round in a circle."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _leads_to_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _is_maildir(there: list[os.DirEntry[str]]) -> bool:
-    return {"cur", "new"} <= {entry.name for entry in there if entry.is_dir()}
+    return {"cur", "new"} <= {entry.name for entry in there if entry.name in ("cur", "new") and _leads_to_dir(entry)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from spamguard.config import Config
 from spamguard.encoder import Encoder
 from spamguard.featurestore import FeatureStore, file_of
 from spamguard.head import STRUCTURE_LIMIT, Row, logits, probability, stack
-from spamguard.labels import FOLDER, Given
+from spamguard.labels import FOUND, Given
 from spamguard.recent import Judged, Recent
 from spamguard.verdict import Label
 
@@ -126,7 +126,7 @@ def overruled(judged: Sequence[Judged], given: Iterable[Given], rows: Mapping[st
         # A server that had the mail after us has added headers: then it has another hash, but the same words.
         row = rows.get(word.content)
         before = by_content.get(word.content) or (by_words.get(_words(row, vocabulary)) if row else None)
-        if before is None or before.at > word.at or word.source == FOLDER or before.content in seen:
+        if before is None or before.at > word.at or word.source in FOUND or before.content in seen:
             continue
         seen.add(before.content)
         wrong += before.label is not Label.UNSURE and before.label is not word.label
@@ -219,7 +219,7 @@ def _fitted_on(served: Bundle, given: Sequence[Given]) -> list[Given]:
     except (KeyError, TypeError, ValueError):
         return []
     # What a retrain finds in folders it notes when the head is made.
-    before = [one for one in given if one.source == FOLDER or one.at <= at]
+    before = [one for one in given if one.source in FOUND or one.at <= at]
     return before if len(before) >= count / 2 else []
 
 

@@ -27,7 +27,7 @@ from spamguard.verdict import Label
 
 from . import gate
 from .campaigns import campaigns, training_weights
-from .corpus import Reading, tabulate
+from .corpus import Reading, tabulate, text
 from .cutoffs import SPAM_BOUNDS, Rates, hits
 from .fit import DEFAULT_PENALTIES, Fitted, Penalties, fit, take
 from .labelled import encode_waiting, merge, with_features
@@ -233,7 +233,7 @@ def provenance(table: pd.DataFrame, prior: AdditiveHead | None, paths: Sequence[
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "spamguard": __version__,
-        "paths": [str(path) for path in paths],
+        "paths": [text(str(path)) for path in paths],
         "ham": int((table["label"] == 0).sum()),
         "spam": int((table["label"] == 1).sum()),
         "sources": {

@@ -22,14 +22,14 @@ from spamguard.encoder import load as load_encoder
 from spamguard.errors import CorpusError
 from spamguard.featurestore import FeatureStore
 from spamguard.head import AdditiveHead, Features, MlpHead, logits, probability, stack
-from spamguard.labels import FOLDER, Labels
+from spamguard.labels import USERS, Labels
 from spamguard.scorer import prepare
 from spamguard.verdict import Cutoffs, Label
 
 from . import encoder_folder
 from .campaigns import campaigns, training_weights
 from .checkpoint import Checkpoint
-from .corpus import MESSAGES_A_STEP, Reading, encode, find, tabulate_items
+from .corpus import MESSAGES_A_STEP, Reading, encode, find, tabulate_items, text
 from .cutoffs import Rates, choose_cutoffs, hits
 from .finetune import Examples, Settings, Tuned, check_depth, finetune, strategy
 from .fit import DEFAULT_PENALTIES, LEAST_OF_A_CLASS, calibrate, calibrated, fit, take
@@ -124,7 +124,9 @@ def tune(
         ham = labels[parts[1]] == 0
         rates = hits(found.ham, found.cutoffs, found.rates)
         saved = bundle.make(found.head, found.cutoffs, new, about | {"validation_ham": int(ham.sum())}, rates)
-        head_folder = bundle.save(saved, config.heads_dir / saved.id)
+        learnt = mail.table["content"].iloc[np.concatenate(parts[:2])]
+        with alone(config.state_dir):  # a retrain would sweep a head half-made away
+            head_folder = bundle.save(saved, config.heads_dir / saved.id, fitted_on=learnt)
         checkpoint.remove()
     return Retuned(
         folder=folder.absolute(),
@@ -182,13 +184,13 @@ def _read(
         table, complaints = tabulate_items(items, encoder, store, told, own=reading.own)
         rows = store.get(table["content"].tolist())
     with Labels(config.labels_file) as labels:  # a user's word beats the folder's
-        said = {row.content: int(row.label is Label.SPAM) for row in labels.rows() if row.source != FOLDER}
+        said = {row.content: int(row.label is Label.SPAM) for row in labels.rows() if row.source in USERS}
     label = [said.get(content, label) for content, label in zip(table["content"], table["label"], strict=True)]
     table = table.assign(label=np.asarray(label, dtype=np.int64))
     ham, spam = np.bincount(labels_of(table), minlength=2)
     if min(ham, spam) < LEAST_TO_TUNE:
         raise CorpusError(f"{ham} ham and {spam} spam: training an encoder needs at least {LEAST_TO_TUNE} of each")
-    readers = {item.where: item.read for item in items}
+    readers = {text(item.where): item.read for item in items}
     where = dict(zip(table["content"], table["where"], strict=True))
 
     def read(content: str) -> bytes:

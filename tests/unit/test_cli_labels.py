@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from spamguard import bundle
+from spamguard.cli import main
 from spamguard.featurestore import FeatureStore
 from spamguard.headers import content_hash
 from spamguard.labels import Labels
@@ -283,3 +286,20 @@ def test_one_retrain_at_a_time(run: Run, state: Path, tiny: Tiny) -> None:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-P", "-m", "spamguard", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("spamguard, version ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_says_is_the_owners(tmp_path: Path) -> None:
+    """So that the daemon can write what its users say next; nothing that was linked here is given away."""
+    state = tmp_path / "state"
+    (state / "heads").mkdir(parents=True)
+    (tmp_path / "secret").write_text("")
+    (state / "heads" / "planted").hardlink_to(tmp_path / "secret")
+    os.chown(state, 65534, 65534)
+    (tmp_path / "mail").write_bytes(b"Subject: pills\n\nviagra\n")
+    (tmp_path / "c.toml").write_text('state_dir = "state"\n')
+    command = ["--config", str(tmp_path / "c.toml"), "labels", "add", "--spam", str(tmp_path / "mail")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    written = [path for path in state.rglob("*") if path.name != "planted"]
+    assert written and {path.stat().st_uid for path in written} == {65534}
+    assert (tmp_path / "secret").stat().st_uid == 0

@@ -301,3 +301,12 @@ def test_progress_reaches_the_end(tiny: Tiny, tmp_path: Path) -> None:
     with FeatureStore(tmp_path, tiny.encoder.fingerprint) as store:
         tabulate([root], tiny.encoder, store, lambda done, total: told.append((done, total)))
     assert told == [(64, 65), (65, 65)]
+
+
+def test_a_link_that_leads_to_itself_is_passed_over(tmp_path: Path) -> None:
+    for name, raw in (("ham", b"Subject: noon\n\nlunch\n"), ("spam", b"Subject: pills\n\nviagra\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1").write_bytes(raw)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "cur").symlink_to("cur")
+    assert sorted(item.label for item in find([tmp_path])) == [0, 1]

@@ -120,6 +120,17 @@ def test_rollback_goes_back_step_by_step_to_the_shipped_head(folder: Path) -> No
     assert before(folder) == "shipped"
 
 
+def test_rollback_ends_at_the_first_head_whatever_was_promoted_twice(folder: Path) -> None:
+    one, other = save(folder, 0), save(folder, 1)
+    for step in (one, other, one):
+        promote(folder, step)
+    seen = []
+    for _ in range(3):
+        promote(folder, before(folder), "rollback")
+        seen.append(serving(folder))
+    assert seen == [other, one, "shipped"]
+
+
 def test_what_was_killed_between_history_and_rename_is_passed_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--fresh", is_flag=True, help="Do not start from the shipped head: learn from this mail alone.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the folds (and of the mlp's weights).")
+@click.option("--private", is_flag=True, help="Leave the names of files and folders out of the report.")
 @_columns
 @click.pass_context
 def retrain(
@@ -139,6 +140,7 @@ def retrain(
     how: str,
     fresh: bool,
     seed: int,
+    private: bool,
     label_column: str | None,
     text_column: str | None,
 ) -> None:
@@ -186,7 +188,7 @@ def retrain(
     with _progress() as progress:
         done = run(paths, config, encoder, kind=kind, fresh=fresh, seed=seed, progress=progress, reading=reading)
         try:
-            page = write(done, config, encoder, progress)
+            page = write(done, config, encoder, progress, private=private)
         except ReportError as error:
             complain([str(error)])
     complain(done.complaints)

@@ -19,8 +19,10 @@ from .retrain import Progress, Retrained, penalties, shipped_bundle
 _COLUMNS = ("messages", "of them", "head in service", "new head", "new head alone", "head in service alone")
 
 
-def report(done: Retrained, config: Config, encoder: Encoder, progress: Progress | None = None) -> Path:
-    """Write the page of a retrain, and return its path. Raises ReportError."""
+def report(
+    done: Retrained, config: Config, encoder: Encoder, progress: Progress | None = None, *, private: bool = False
+) -> Path:
+    """Write the page of a retrain, without names of files if `private`, and return its path. Raises ReportError."""
     mail, fitted = done.trial.mail, done.trial.fitted
     learnt = mail.fitted
     features, table = take(mail.features, learnt), mail.table.iloc[learnt].reset_index(drop=True)
@@ -47,7 +49,7 @@ def report(done: Retrained, config: Config, encoder: Encoder, progress: Progress
         max_tokens=encoder.max_tokens,
         curve=_curve(done, config, encoder, progress),
     )
-    return write(run, config.reports_dir / done.bundle.id, private=config.learning.report_private)
+    return write(run, config.reports_dir / done.bundle.id, private=private or config.learning.report_private)
 
 
 def _curve(done: Retrained, config: Config, encoder: Encoder, progress: Progress | None) -> list[Point] | None:

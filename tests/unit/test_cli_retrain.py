@@ -47,8 +47,11 @@ def test_retrain_puts_a_new_head_in_service(
     assert found["head"] == served.id and found["score"] > 0.5
 
     encoded.clear()
-    second = learn("retrain", path)
+    page = tmp_path / "state" / "reports" / current.name / "report.json"
+    assert str(path) in page.read_text()
+    second = learn("retrain", "--private", path)
     assert second.exit_code == 0 and sum(encoded) == 0
+    assert str(path) not in page.read_text()
     assert bundle.in_service(tmp_path / "state" / "heads") == current  # the same mail, the same head
     assert snapshot(bundle.SHIPPED.parent) == shipped
 

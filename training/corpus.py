@@ -236,7 +236,7 @@ class _Search:
             yield from self._folder(path, kind, path.absolute().parent.name)
         else:
             for entry in there:
-                if _leads_to_file(entry) or entry.is_dir(follow_symlinks=False):
+                if Path(entry).is_file() or entry.is_dir(follow_symlinks=False):
                     yield from self.path(path / entry.name)
 
     def _kind(self, name: str) -> Kind | None:
@@ -315,23 +315,9 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(name[1:].split(".")) if name.startswith(".") else (name,)
 
 
-def _leads_to_dir(entry: os.DirEntry[str]) -> bool:
-    """Also by a link; not by one that leads round in a circle."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _leads_to_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
 def _is_maildir(there: list[os.DirEntry[str]]) -> bool:
-    return {"cur", "new"} <= {entry.name for entry in there if entry.name in ("cur", "new") and _leads_to_dir(entry)}
+    # By Path, to which a link that leads round in a circle is no folder, and no error.
+    return {"cur", "new"} <= {entry.name for entry in there if Path(entry).is_dir()}
 
 
 @dataclass(frozen=True, slots=True)
